@@ -42,13 +42,15 @@ _LEAST_BYTES = 1 << 19
 _OPTIONS = ["-x", "c", "-std=gnu11", "-O3", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
 """``-x c``: a C++ compiler would otherwise compile C++ and mangle the names. ``-fopenmp``: on Linux
 the threads are torch's own, because torch has loaded gcc's OpenMP; clang's would be a second
-one, so ``products.h`` refuses clang. ``-fno-trapping-math``: nothing here needs floating-point
+one, so ``common.h`` refuses clang. ``-fno-trapping-math``: nothing here needs floating-point
 traps, and with them gcc cannot vectorise the exponentials for AVX2."""
 
 _WIDE = "-mprefer-vector-width=512"
 """Full-width vectors: gcc would use half the width. Other compilers do not know the option."""
 
 _COMPILE_SECONDS = 60
+
+_HEADERS = ("common.h", "products.h")
 
 _WORDS = {
     torch.bfloat16: (torch.uint16, torch.int16, torch.int32),
@@ -59,6 +61,30 @@ word that holds a pair."""
 
 
 class Library:
+    """A compiled file.
+
+    Args:
+        library: the compiled library.
+
+    Attributes:
+        FILE: the name of the C file, in this package.
+        FUNCTIONS: the file's own functions that return nothing.
+        SIZES: those that return a long.
+    """
+
+    FILE: ClassVar[str]
+    FUNCTIONS: ClassVar[Sequence[str]]
+    SIZES: ClassVar[Sequence[str]] = ()
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        for name in self.FUNCTIONS:
+            getattr(library, name).restype = None
+        for name in self.SIZES:
+            getattr(library, name).restype = ctypes.c_long
+
+
+class Multiplier(Library):
     """A compiled file that includes ``products.h``.
 
     Args:
@@ -66,19 +92,13 @@ class Library:
         tiles: whether products in bf16 may use AMX's tiles.
 
     Attributes:
-        FILE: the name of the C file, in this package.
-        FUNCTIONS: the file's own functions that return nothing.
         multiplies_bf16: whether the library has bf16 products on this processor, tiles or not.
         multiplies_int8: the same for int8.
     """
 
-    FILE: ClassVar[str]
-    FUNCTIONS: ClassVar[Sequence[str]]
-
-    def __init__(self, library: ctypes.CDLL, *, tiles: bool) -> None:
-        self._library = library
-        for name in ("prepare", *self.FUNCTIONS):
-            getattr(library, name).restype = None
+    def __init__(self, library: ctypes.CDLL, *, tiles: bool = True) -> None:
+        super().__init__(library)
+        library.prepare.restype = None
         for name in ("panel_width", "narrow_depth", "byte_depth"):
             getattr(library, name).restype = ctypes.c_long
         library.prepare(ctypes.c_long(tiles))
@@ -209,13 +229,14 @@ def compiled(kind: type[_L]) -> _L | None:
     return made if isinstance(made, kind) else None
 
 
-def why_none(kind: type[Library], weights: WeightsName = "fp32") -> str | None:
+def why_none(kind: type[Multiplier], weights: WeightsName = "fp32") -> str | None:
     """Return why ``compiled`` gave no products with such weights, such as "none is found here".
 
     None if it gave them, or was not called: finding out would mean waiting for a compiler.
     """
     made = _made.get(kind)
-    if made is None or isinstance(made, str):
+    if not isinstance(made, Multiplier):
+        assert not isinstance(made, Library)
         return made
     multiplies = {"fp32": True, "bf16": made.multiplies_bf16, "int8": made.multiplies_int8}
     if multiplies[weights]:
@@ -224,7 +245,7 @@ def why_none(kind: type[Library], weights: WeightsName = "fp32") -> str | None:
 
 
 def compile_library(
-    kind: type[_L], compiler: list[str], machine: str = "native", *, tiles: bool = True
+    kind: type[_L], compiler: list[str], machine: str = "native", **options: bool
 ) -> _L | str:
     """Compile and load a library; return it, or why that failed.
 
@@ -232,14 +253,14 @@ def compile_library(
         kind: which library.
         compiler: a command that takes gcc's options.
         machine: the value of ``-march``; left out if the compiler does not know it.
-        tiles: see ``Library``.
+        options: of the library's class.
     """
     name, march = shown(shlex.join(compiler)), f"-march={machine}"
     try:
         with tempfile.TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as name_of:
             folder = Path(name_of)
             # Copies: a compiler cannot read files inside a zipped package.
-            for source in (kind.FILE, "products.h"):
+            for source in (kind.FILE, *_HEADERS):
                 (folder / source).write_bytes((files("charrnn") / source).read_bytes())
             library = folder / "library.so"
             fixed = [*compiler, *_OPTIONS, str(folder / kind.FILE), "-o", str(library)]
@@ -252,7 +273,7 @@ def compile_library(
                     f": {shown(complaint)}" if complaint else ""
                 )
             try:
-                return kind(ctypes.CDLL(str(library)), tiles=tiles)
+                return kind(ctypes.CDLL(str(library)), **options)
             except (OSError, AttributeError) as error:  # e.g. the folder is mounted noexec
                 return f"what {name} made cannot be loaded: {shown(error)}; TMPDIR names its folder"
     except subprocess.TimeoutExpired:

@@ -160,21 +160,20 @@ class _RNN(torch.autograd.Function):
         states_TBH = _states(h_BH, steps)
         narrow = projected.dtype == torch.bfloat16
         wide = projected.to(h_BH.dtype)
-        _loops(h_BH).rnn_forward(narrow, weight_recurrent, wide, which_TB, states_TBH)
-        typed_TBH = states_TBH.to(projected.dtype)
+        typed_TBH = _loops(h_BH).rnn_forward(narrow, weight_recurrent, wide, which_TB, states_TBH)
+        typed_TBH = typed_TBH.to(projected.dtype)
         ctx.save_for_backward(weight_recurrent, states_TBH, typed_TBH, which_TB)
         ctx.count = len(projected)
-        return typed_TBH[1:], states_TBH[-1].clone()
+        return typed_TBH[1:].contiguous(), states_TBH[-1].clone()
 
     @staticmethod
     def backward(ctx: Any, d_out_TBH: Tensor, d_last_BH: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative()
         weight_recurrent, states_TBH, typed_TBH, which_TB = ctx.saved_tensors
         dh_BH = d_last_BH.clone(memory_format=torch.contiguous_format)
-        above_TBH = d_out_TBH.to(states_TBH.dtype).contiguous()
-        narrow = typed_TBH.dtype == torch.bfloat16
-        d_TBH = _loops(dh_BH).rnn_backward(narrow, weight_recurrent, states_TBH, above_TBH, dh_BH)
-        d_projected, d_weight = _gradients(d_TBH, typed_TBH, which_TB, ctx.count)
+        loops, narrow = _loops(dh_BH), typed_TBH.dtype == torch.bfloat16
+        d_TBH = loops.rnn_backward(narrow, weight_recurrent, states_TBH, d_out_TBH, dh_BH)
+        d_projected, d_weight = _gradients(loops, d_TBH, typed_TBH, which_TB, ctx.count)
         return d_projected, dh_BH, d_weight, None
 
 
@@ -196,13 +195,13 @@ class _LSTM(torch.autograd.Function):
         compiled, narrow = native.loops(), projected.dtype == torch.bfloat16
         wide = projected.to(h_BH.dtype)
         assert compiled is not None
-        kept_TBGH = compiled.lstm_forward(
+        typed_TBH, kept_TBGH = compiled.lstm_forward(
             narrow, weight_recurrent, wide, which_TB, states_TBH, cells_TBH, keep
         )
-        typed_TBH = states_TBH.to(projected.dtype)
+        typed_TBH = typed_TBH.to(projected.dtype)
         ctx.save_for_backward(weight_recurrent, typed_TBH, cells_TBH, kept_TBGH, which_TB)
         ctx.count = len(projected)
-        return typed_TBH[1:], states_TBH[-1].clone(), cells_TBH[-1].clone()
+        return typed_TBH[1:].contiguous(), states_TBH[-1].clone(), cells_TBH[-1].clone()
 
     @staticmethod
     def backward(
@@ -212,13 +211,12 @@ class _LSTM(torch.autograd.Function):
         weight_recurrent, typed_TBH, cells_TBH, kept_TBGH, which_TB = ctx.saved_tensors
         dh_BH = d_last_BH.clone(memory_format=torch.contiguous_format)
         dc_BH = d_cell_BH.clone(memory_format=torch.contiguous_format)
-        above_TBH = d_out_TBH.to(cells_TBH.dtype).contiguous()
         compiled, narrow = native.loops(), typed_TBH.dtype == torch.bfloat16
         assert compiled is not None
         d_TBG = compiled.lstm_backward(
-            narrow, weight_recurrent, cells_TBH, kept_TBGH, above_TBH, dh_BH, dc_BH
+            narrow, weight_recurrent, cells_TBH, kept_TBGH, d_out_TBH, dh_BH, dc_BH
         )
-        d_projected, d_weight = _gradients(d_TBG, typed_TBH, which_TB, ctx.count)
+        d_projected, d_weight = _gradients(compiled, d_TBG, typed_TBH, which_TB, ctx.count)
         return None, d_projected, dh_BH, dc_BH, d_weight, None
 
 
@@ -239,13 +237,13 @@ class _GRU(torch.autograd.Function):
         states_TBH = _states(h_BH, steps)
         narrow = projected.dtype == torch.bfloat16
         wide = projected.to(h_BH.dtype)
-        kept_TBGH = _loops(h_BH).gru_forward(
+        typed_TBH, kept_TBGH = _loops(h_BH).gru_forward(
             narrow, weight_recurrent, wide, which_TB, bias_recurrent, states_TBH, keep
         )
-        typed_TBH = states_TBH.to(projected.dtype)
+        typed_TBH = typed_TBH.to(projected.dtype)
         ctx.save_for_backward(weight_recurrent, states_TBH, typed_TBH, kept_TBGH, which_TB)
         ctx.count = len(projected)
-        return typed_TBH[1:], states_TBH[-1].clone()
+        return typed_TBH[1:].contiguous(), states_TBH[-1].clone()
 
     @staticmethod
     def backward(ctx: Any, d_out_TBH: Tensor, d_last_BH: Tensor) -> tuple[Tensor | None, ...]:
@@ -253,17 +251,17 @@ class _GRU(torch.autograd.Function):
         weight_recurrent, states_TBH, typed_TBH, kept_TBGH, which_TB = ctx.saved_tensors
         hidden = states_TBH.shape[2]
         dh_BH = d_last_BH.clone(memory_format=torch.contiguous_format)
-        above_TBH = d_out_TBH.to(states_TBH.dtype).contiguous()
-        narrow = typed_TBH.dtype == torch.bfloat16
-        d_TBG, d_n_TBH = _loops(dh_BH).gru_backward(
-            narrow, weight_recurrent, states_TBH, kept_TBGH, above_TBH, dh_BH
+        loops, narrow = _loops(dh_BH), typed_TBH.dtype == torch.bfloat16
+        d_TBG, d_n_TBH = loops.gru_backward(
+            narrow, weight_recurrent, states_TBH, kept_TBGH, d_out_TBH, dh_BH
         )
-        d_bias_recurrent = d_TBG[..., 2 * hidden :].sum((0, 1))
-        d_projected, d_weight = _gradients(d_TBG, typed_TBH, which_TB, ctx.count, d_n_TBH)
+        (d_bias_recurrent,) = loops.sum_rows(d_TBG[..., 2 * hidden :])
+        d_projected, d_weight = _gradients(loops, d_TBG, typed_TBH, which_TB, ctx.count, d_n_TBH)
         return None, d_projected, dh_BH, d_weight, d_bias_recurrent, None
 
 
 def _gradients(
+    loops: native.Loops | _NumpyLoops,
     d_TBG: Tensor,
     typed_TBH: Tensor,
     which_TB: Tensor | None,
@@ -273,21 +271,27 @@ def _gradients(
     """Return the gradients of the inputs W x + b and of U.
 
     Args:
-        d_TBG: The gradient of U h, in the weights' type; may be overwritten.
+        loops: The loops that made the gradients.
+        d_TBG: The gradient of U h, typed; may be overwritten.
         typed_TBH: All states [T + 1, B, H], in the type of inputs and products.
         which_TB: Which of the inputs each time step reads; None: its own.
         count: How many inputs there are.
         d_last_TBH: The gradient of the inputs' last block, where it differs from U h's.
+
+    Returns:
+        The gradient of the inputs, in the type of ``typed_TBH``; U's in that of the weights.
     """
     typed_TBG = d_TBG.to(typed_TBH.dtype)
-    d_weight = weight_gradient(typed_TBG, typed_TBH[:-1]).to(d_TBG.dtype)
-    of_steps_TBG = typed_TBG if which_TB is None else d_TBG
-    if d_last_TBH is not None:
-        of_steps_TBG[..., -d_last_TBH.shape[2] :] = d_last_TBH
+    d_weight = weight_gradient(typed_TBG, typed_TBH[:-1])
+    d_weight = d_weight.to(torch.promote_types(d_weight.dtype, torch.float32))
     if which_TB is None:
-        return of_steps_TBG, d_weight
-    d_DG = d_TBG.new_zeros(count, d_TBG.shape[2])
-    d_DG.index_add_(0, which_TB.flatten(), of_steps_TBG.flatten(0, 1))
+        if d_last_TBH is not None:
+            typed_TBG[..., -d_last_TBH.shape[2] :] = d_last_TBH
+        return typed_TBG.contiguous(), d_weight
+    blocks = [d_TBG]
+    if d_last_TBH is not None:
+        blocks = [d_TBG[..., : -d_last_TBH.shape[2]], d_last_TBH]
+    d_DG = torch.cat([loops.sum_rows(block, which_TB, count) for block in blocks], 1)
     return d_DG.to(typed_TBH.dtype), d_weight
 
 
@@ -311,8 +315,8 @@ _quietly = np.errstate(all="ignore")
 class _NumpyLoops:
     """The loops of ``native.Loops`` for RNN and GRU, with a numpy call for every operation.
 
-    Products are in the states' type even if ``narrow``: converting the arrays at every step
-    would cost as much as bf16 saves.
+    Products are in the states' type even if ``narrow``, and so is what is typed: converting the
+    arrays at every step would cost as much as bf16 saves.
     """
 
     @_quietly
@@ -323,13 +327,14 @@ class _NumpyLoops:
         projected: Tensor,
         which_TB: Tensor | None,
         states_TBH: Tensor,
-    ) -> None:
+    ) -> Tensor:
         projected_TBH = projected if which_TB is None else projected[which_TB]
         recurrent = step_product(weight_HH, *projected_TBH.shape[:2])
         of_steps = zip(states_TBH[:-1], projected_TBH.numpy(), states_TBH[1:].numpy(), strict=True)
         for h, x, h_next in of_steps:
             np.add(recurrent(h).numpy(), x, out=h_next)
             np.tanh(h_next, out=h_next)
+        return states_TBH
 
     @_quietly
     def rnn_backward(
@@ -343,7 +348,7 @@ class _NumpyLoops:
         recurrent = step_product(weight_HH.t(), *d_out_TBH.shape[:2])
         # tanh' = 1 - tanh^2; each step's factor becomes its gradient in place.
         d_TBH = 1 - states_TBH[1:].square()
-        dh = dh_BH.numpy()
+        d_out_TBH, dh = d_out_TBH.to(d_TBH.dtype), dh_BH.numpy()
         of_steps = zip(d_TBH, d_TBH.numpy(), d_out_TBH.numpy(), strict=True)
         for d_tensor, d, above in reversed(list(of_steps)):
             dh += above
@@ -361,7 +366,7 @@ class _NumpyLoops:
         bias_H: Tensor,
         states_TBH: Tensor,
         keep: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         projected_TBG = projected if which_TB is None else projected[which_TB]
         steps, lanes, _ = projected_TBG.shape
         recurrent = step_product(weight_GH, steps, lanes)
@@ -385,7 +390,7 @@ class _NumpyLoops:
             np.subtract(h, n, out=h_next)
             np.multiply(h_next, z, out=h_next)
             np.add(h_next, n, out=h_next)  # n + z (h - n)
-        return kept_TBGH
+        return states_TBH, kept_TBGH
 
     @_quietly
     def gru_backward(
@@ -406,7 +411,7 @@ class _NumpyLoops:
         d_r, d_z = d_n * m * r * (1 - r), (states_TBH[:-1] - n) * z * (1 - z)
         d_TBGH = torch.stack([d_r, d_z, d_n * r], 2)
         through: NDArray[Any] = np.empty((lanes, hidden), dh_BH.numpy().dtype)
-        dh = dh_BH.numpy()
+        d_out_TBH, dh = d_out_TBH.to(d_n.dtype), dh_BH.numpy()
         of_steps = zip(
             d_TBGH.flatten(2), d_TBGH.numpy(), d_n.numpy(), z.numpy(), d_out_TBH.numpy(),
             strict=True,
@@ -418,3 +423,9 @@ class _NumpyLoops:
             np.multiply(dh, z_t, out=through)
             np.add(recurrent(d_tensor).numpy(), through, out=dh)
         return d_TBGH.flatten(2), d_n
+
+    def sum_rows(self, x_TBN: Tensor, which_TB: Tensor | None = None, count: int = 1) -> Tensor:
+        if which_TB is None:
+            return x_TBN.sum((0, 1))[None]
+        sums_DN = x_TBN.new_zeros(count, x_TBN.shape[2])
+        return sums_DN.index_add_(0, which_TB.flatten(), x_TBN.flatten(0, 1))

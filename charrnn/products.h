@@ -2,29 +2,9 @@
  *
  * States, gates and sums are float32. A product's matrix is float32, or bf16 or bytes (int8) where
  * the processor multiplies those.
- *
- * Axis letters, as in Python: T time, B lanes, H hidden. Arrays are contiguous, row by row.
  */
 
-/* clang's OpenMP threads would be a second pool. Where torch's OpenMP is LLVM's too, as on macOS,
- * loading a second copy of it aborts the process. */
-#if defined(__clang__)
-#error "clang's OpenMP would be a second one beside torch's: take gcc"
-#endif
-
-#include <stdint.h>
-#include <string.h>
-
-int omp_get_thread_num(void);
-int omp_get_num_threads(void);
-
-#if defined(__AVX512F__)
-#define VECTOR 16
-#elif defined(__AVX__)
-#define VECTOR 8
-#else
-#define VECTOR 4
-#endif
+#include "common.h"
 
 /* A product keeps its sums in registers: at most MOST_ROWS rows of VECTORS vectors each. It also
  * needs registers for a panel's vector and a factor: 32 are enough for 16 sums, 16 for 12. */
@@ -63,15 +43,6 @@ int omp_get_num_threads(void);
 
 /* The same for a panel of bytes: two sums, each of which takes two rows at a time. */
 #define BYTE_DEPTH 4
-
-#define INLINE static inline __attribute__((always_inline))
-
-/* No unit reads what another one writes, so a loop over units may be vectorised. */
-#define EACH_UNIT _Pragma("GCC ivdep")
-
-typedef float vector __attribute__((vector_size(4 * VECTOR), aligned(4)));
-
-static long least(long a, long b) { return a < b ? a : b; }
 
 /* ---- Products ---- */
 
@@ -203,21 +174,6 @@ INLINE void multiply_narrow(const int rows, long inner, const uint16_t *x, long 
             _mm512_storeu_ps(out + row * out_stride + v * VECTOR, sums[row][v]);
 }
 
-/* Round x[rows, given] to bf16, to nearest, ties to even; pad it to narrow[rows, inner]. */
-static void narrow_rows(long rows, long given, long inner, const float *x, uint16_t *narrow)
-{
-    for (long row = 0; row < rows; row++, x += given, narrow += inner) {
-        long k = 0;
-        for (; k + VECTOR <= given; k += VECTOR)
-            _mm256_storeu_si256((__m256i *)(narrow + k),
-                                (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(x + k)));
-        const __mmask16 rest = (__mmask16)((1u << (given - k)) - 1);
-        if (rest)
-            _mm256_mask_storeu_epi16(
-                narrow + k, rest, (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(rest, x + k)));
-        memset(narrow + given, 0, (inner - given) * sizeof *narrow);
-    }
-}
 #endif
 
 #if defined(TILES)
@@ -401,6 +357,39 @@ static void whole_rows(long rows, long given, long inner, const float *x, int16_
     for (long block = 0; block < m.blocks; block++)                                              \
         for (long p = block * m.each + from; p < block * m.each + to; p++)
 
+/* Round x[given] to bf16, and pad it with zeros to narrow[inner]. */
+INLINE void narrow_row(long given, long inner, const float *x, uint16_t *narrow)
+{
+    EACH_UNIT
+    for (long k = 0; k < given; k++)
+        narrow[k] = narrowed(x[k]);
+    memset(narrow + given, 0, (inner - given) * sizeof *narrow);
+}
+
+#if defined(NARROW)
+/* `multiply`, below, of x[rows, m.inner] that is in bf16 already. */
+static void multiply_narrowed(matrix m, long from, long to, long rows, const uint16_t *x,
+                              float *sums)
+{
+    const long columns = width_of(m);
+    if (from == to || !rows)
+        return;
+#if defined(TILES)
+    if (has_tiles) {
+        multiply_in_tiles(m, from, to, rows, x, sums);
+        return;
+    }
+#endif
+    EACH_PANEL {
+        const uint16_t *panel = (const uint16_t *)m.panels + p * m.inner * WIDTH;
+        float *out = sums + p * WIDTH;
+        long row = 0;
+        IN_BLOCKS(multiply_narrow(some, m.inner, x + row * m.inner, m.inner, panel,
+                                  out + row * columns, columns))
+    }
+}
+#endif
+
 /* Multiply x[rows, given] with the panels `from` to `to` of each block of a matrix of `given` rows.
  *
  *   sums     [rows, width_of(m)], written
@@ -415,20 +404,9 @@ static void multiply(matrix m, long from, long to, long rows, const float *x, lo
 #if defined(NARROW)
     if (m.weights == NARROWS) {
         uint16_t *narrow = (uint16_t *)room;
-        narrow_rows(rows, given, m.inner, x, narrow);
-#if defined(TILES)
-        if (has_tiles) {
-            multiply_in_tiles(m, from, to, rows, narrow, sums);
-            return;
-        }
-#endif
-        EACH_PANEL {
-            const uint16_t *panel = (const uint16_t *)m.panels + p * m.inner * WIDTH;
-            float *out = sums + p * WIDTH;
-            long row = 0;
-            IN_BLOCKS(multiply_narrow(some, m.inner, narrow + row * m.inner, m.inner, panel,
-                                      out + row * columns, columns))
-        }
+        for (long row = 0; row < rows; row++)
+            narrow_row(given, m.inner, x + row * given, narrow + row * m.inner);
+        multiply_narrowed(m, from, to, rows, narrow, sums);
         return;
     }
 #endif
@@ -460,28 +438,6 @@ static void multiply(matrix m, long from, long to, long rows, const float *x, lo
 }
 
 /* ---- The gates' functions ---- */
-
-/* e^x - less, which is 0 or 1, within 2 units in the last place (Cephes' expf), with x clamped to
- * [-87, 87]; NaN stays NaN. Written without branches, so that the compiler vectorises it. */
-INLINE float exponential(float x, const float less)
-{
-    x = x > 87.0f ? 87.0f : x;
-    x = x < -87.0f ? -87.0f : x;
-    /* Adding 1.5 * 2^23 rounds to an integer, which is then in the lowest bits. */
-    const float shift = 12582912.0f;
-    union { float value; uint32_t bits; } power = {x * 1.44269504f + shift};
-    const float whole = power.value - shift;
-    power.bits = (power.bits + 127) << 23; /* 2^whole */
-    const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    float sum = 1.9875691500e-4f;
-    sum = sum * rest + 1.3981999507e-3f;
-    sum = sum * rest + 8.3334519073e-3f;
-    sum = sum * rest + 4.1665795894e-2f;
-    sum = sum * rest + 1.6666665459e-1f;
-    sum = sum * rest + 5.0000001201e-1f;
-    sum = sum * rest * rest + rest;
-    return sum * power.value + (power.value - less);
-}
 
 /* Both within 3 units in the last place; but below -87 sigmoid stays at 1.6e-38. */
 INLINE float sigmoid(float x) { return 1.0f / (2.0f + exponential(-x, 1.0f)); }

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from charrnn.compiler import Library, argument, compiled, refuse_misreadable, ways_to_share
+from charrnn.compiler import Multiplier, argument, compiled, refuse_misreadable, ways_to_share
 from charrnn.config import CELL_NAMES, CellName
 from charrnn.trials import Fastest
 
@@ -52,15 +52,12 @@ class Layer(NamedTuple):
     """An LSTM's cell, which a step overwrites; else None."""
 
 
-class Steps(Library):
+class Steps(Multiplier):
     """The functions of ``step.c``."""
 
     FILE = "step.c"
     FUNCTIONS = ("step", "draw")
-
-    def __init__(self, library: ctypes.CDLL, *, tiles: bool) -> None:
-        super().__init__(library, tiles=tiles)
-        library.step_room.restype = ctypes.c_long
+    SIZES = ("step_room",)
 
     def matrix(self, weight_NK: Tensor, scale_N: Tensor | None = None) -> Tensor:
         """Return a matrix in the layout that ``step.c`` reads.

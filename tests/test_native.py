@@ -116,7 +116,11 @@ def test_c_is_told_how_many_threads_there_are(
     monkeypatch.setattr(torch, "get_num_threads", lambda: there)
     for _ in expected:
         run(cell, torch.float32)
-    calls = [(name, *(size.value for size in call[:2])) for name, call, _ in library.mock_calls]
+    calls = [
+        (name, *(size.value for size in call[:2]))
+        for name, call, _ in library.mock_calls
+        if name != "sum_rows"
+    ]
     assert calls == [(name, *way) for way in expected for name in ("forward", f"{cell}_backward")]
 
 
@@ -197,7 +201,7 @@ def test_nothing_is_kept_of_what_is_not_learned_from(narrow: bool) -> None:
         of_lstm = compiled.lstm_forward(narrow, weight_GH, x_TBG, None, h_TBH, c_TBH, keep)
         weight_GH, x_TBG = weight_GH[: 3 * H], torch.randn(T, B, 3 * H)
         of_gru = compiled.gru_forward(narrow, weight_GH, x_TBG, None, bias_H, g_TBH, keep)
-        assert (of_lstm is None) == (of_gru is None) == (not keep)
+        assert (of_lstm[1] is None) == (of_gru[1] is None) == (not keep)
         results.append((h_TBH, c_TBH, g_TBH))
     for kept, bare in zip(*results, strict=True):
         torch.testing.assert_close(bare, kept, rtol=0, atol=1e-6)
