@@ -153,7 +153,7 @@ def refuse_too_large(
     An LSTM (G = 4) on a CPU in bf16, without dropout, takes 20 bytes for each weight of its
     matrices and B (4 T L (G + 2) H + 2 T V) bytes for a window. ``scripts/demo`` (B 16, T 128,
     L 1, H 384, V 158, 918,148 such weights): 18.4 MB + 19.5 MB = 38 MB, besides torch's own.
-    Until its minutes are planned, the rules may still add dropout: then two masks count, 51 MB.
+    Until its minutes are planned, the rules may still add dropout: then two masks count, 42 MB.
 
     Args:
         shape: of the model.
@@ -175,14 +175,13 @@ def refuse_too_large(
     may_be = config.dropout_by_plan and not is_planned and shape.cell != "rnn"
     is_dropped = shape.dropout > 0 or may_be
     masks = config.dropout_masks if is_dropped else 0
-    # For each mask: the outputs after it, and the mask itself.
-    states += 2 * counted * masks * shape.hidden
+    dropped = counted * masks * shape.hidden  # the outputs after each mask
     logits = counted * max(1, masks) * shape.vocabulary
     if device.type == "cpu":
         # The logits become their own gradient in place, in the precision of the products.
-        window = size * states + (2 if config.precision == "bf16" else 4) * logits
+        window = size * states + (2 if config.precision == "bf16" else 4) * (dropped + logits)
     else:
-        window = size * (states + 2 * logits)
+        window = size * (states + 2 * (dropped + logits))  # also each mask, and each gradient
     if device.type == "cuda":
         window *= 2  # the captured update keeps its memory; a pass's last window takes its own
     copies = 3 if config.optimiser == "sgd" else 5

@@ -4,8 +4,8 @@ Products use oneDNN, but in float32 torch's own on Intel's processors: it is MKL
 there or faster, and half as fast on AMD's. A loop packs its recurrent weights once per call.
 
 The loss overwrites the logits with their gradient: with thousands of symbols they are the largest
-tensor of an update. Dropout draws bits instead of numbers: torch's own took a fifth of an update's
-time.
+tensor of an update. It and dropout are in compiled C (``passes``); what is here of them runs where
+there is no compiler, and in float64.
 
 Axis letters: T time, B lanes, D distinct inputs, K a product's inner axis, N its columns; in the
 loss N predictions, R predictions of a block, V vocabulary.
@@ -17,12 +17,15 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from charrnn.device import vendor
+from charrnn.passes import passes
 
 _ONEDNN = torch.ops.mkldnn
 """oneDNN's products with packed weights, as torch's own compiler calls them."""
@@ -162,6 +165,10 @@ class _MeanCrossEntropy(torch.autograd.Function):
         logits_NV = logits_NV.detach()  # the same memory, without the autograd history
         predictions, symbols = logits_NV.shape
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
+        compiled = passes(logits_NV) if ctx.needs_input_grad[0] else None
+        if compiled is not None:
+            ctx.save_for_backward(logits_NV)
+            return compiled.cross_entropy(logits_NV, targets_N).to(wide)
         total = torch.zeros((), dtype=torch.float64)
         rows = max(1, _BLOCK_LOGITS // symbols)
         blocks = zip(torch.split(logits_NV, rows), torch.split(targets_N, rows), strict=True)
@@ -187,17 +194,17 @@ _LEVELS = 1 << 16
 
 
 def dropout(x: Tensor, share: float, masks: int = 1) -> Tensor:
-    """Set entries to zero at random and scale the others by 1 / (1 - share).
+    """Set entries to zero at random and scale the others by 1 / (1 - share); once differentiable.
 
-    The random numbers come from torch's own generator. On a CPU torch draws them one after the
-    other, two to four nanoseconds each; here one draw of 64 bits serves four entries. The share is
-    rounded to a multiple of 2^-16, and the scale is exact for the rounded share.
+    On a CPU each entry draws one of 2^16 levels (``levels``), by a seed from torch's own generator,
+    which would take two to four nanoseconds for each. The share is rounded to a multiple of 2^-16,
+    and the scale is exact for the rounded share.
 
     On a CPU several masks share one draw, so that they differ as much as possible (systematic
-    sampling): each entry draws one of 2^16 levels, mask m adds m / M of 2^16 to it, wrapping
-    around, and drops the entry if the result is among the lowest levels. Each mask by itself is
-    an ordinary dropout mask, and an entry is dropped by M times ``share`` of the M masks, rounded
-    up or down. On other devices the masks are independent.
+    sampling): mask m adds m / M of 2^16 to a level, wrapping around, and drops the entry if the
+    result is among the lowest levels. Each mask by itself is an ordinary dropout mask, and an entry
+    is dropped by M times ``share`` of the M masks, rounded up or down. On other devices the masks
+    are independent.
 
     Args:
         x: a tensor of any shape.
@@ -209,23 +216,56 @@ def dropout(x: Tensor, share: float, masks: int = 1) -> Tensor:
     """
     if x.device.type != "cpu":
         return F.dropout(x.expand(masks, *x.shape), share).flatten(0, 1)
-    dropped = min(round(share * _LEVELS), _LEVELS - 1)
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    levels = draws.view(torch.int16)[: x.numel()].view(x.shape)
-    # Ones and zeros in x's own type: torch multiplies by them ten times as fast as it selects.
-    kept = x.new_empty(masks, *x.shape)
-    with torch.no_grad():
-        for mask in range(masks):
-            # Sums of int16 wrap around.
-            shifted = levels + _as_int16(mask * _LEVELS // masks) if mask else levels
-            torch.ge(shifted, dropped - _LEVELS // 2, out=kept[mask])
-    grown = x * (_LEVELS / (_LEVELS - dropped))
-    return (grown * kept).flatten(0, 1) if masks > 1 else grown * kept[0]
+    result: Tensor = _Dropout.apply(x, share, masks)  # type: ignore[no-untyped-call]
+    return result
 
 
-def _as_int16(level: int) -> int:
-    """Return a level as the int16 with the same bits."""
-    return (level + _LEVELS // 2) % _LEVELS - _LEVELS // 2
+def levels(seed: int, count: int) -> NDArray[np.int16]:
+    """Return random int16s, four from each of the numbers that SplitMix64 gives for a seed.
+
+    Source: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators".
+    """
+    n = np.arange(1, -(-count // 4) + 1, dtype=np.uint64)
+    x = np.uint64(seed % 2**64) + n * np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ x >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ x >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    drawn: NDArray[np.int16] = (x ^ x >> np.uint64(31)).view(np.int16)[:count]
+    return drawn
+
+
+class _Dropout(torch.autograd.Function):
+    """``dropout`` on a CPU, with its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float, masks: int) -> Tensor:
+        dropped = min(round(share * _LEVELS), _LEVELS - 1)
+        seed = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None))
+        ctx.how = seed, masks, dropped - _LEVELS // 2, _LEVELS / (_LEVELS - dropped)
+        compiled = passes(x)
+        if compiled is not None:
+            return compiled.dropout(x.contiguous(), *ctx.how)
+        *_, scale = ctx.how
+        dropped_x: Tensor = (x * scale * _kept(x, *ctx.how)).flatten(0, 1)
+        return dropped_x
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        compiled = passes(d_out)
+        if compiled is not None:
+            return compiled.dropout_backward(d_out.contiguous(), *ctx.how), None, None
+        _, masks, _, scale = ctx.how
+        d_of_masks = d_out.reshape(masks, -1, *d_out.shape[1:])
+        d = (d_of_masks * _kept(d_of_masks[0], *ctx.how)).sum(0) * scale
+        return d, None, None
+
+
+def _kept(like: Tensor, seed: int, masks: int, least_kept: int, scale: float) -> Tensor:
+    """Return ones and zeros in the type of a tensor, one of its shape for each mask."""
+    drawn = levels(seed, like.numel()).reshape(like.shape)
+    shifts = (np.arange(masks) * _LEVELS // masks).astype(np.int16)
+    kept = [drawn + shift >= least_kept for shift in shifts]  # sums of int16 wrap around
+    return torch.from_numpy(np.stack(kept)).to(like.dtype)
 
 
 def refuse_second_derivative() -> None:

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from charrnn.config import OptimiserName
 from charrnn.device import multiplies_bf16
 from charrnn.model import CharModel
+from charrnn.passes import Passes, passes
 
 #: Coefficients a, b, c of the successive quintics (Amsel, Persson, Musco, Gower 2025, "The Polar
 #: Express", algorithm 1). Each quintic is optimal for the range that the ones before it leave of
@@ -54,9 +55,6 @@ _GRAIN = 16
 def orthogonalise(matrices_NRC: Tensor, band: int | None = None) -> Tensor:
     """Return the (nearly) semi-orthogonal factors of N matrices, all at once.
 
-    Newton-Schulz iteration: with X of norm at most 1, X <- aX + (bA + cA²)X where
-    A = XXᵀ pushes every singular value towards 1.
-
     Args:
         matrices_NRC: N matrices of R rows and C columns; R at most C costs least.
         band: the most rows that are made orthogonal to each other, up to the next multiple
@@ -67,17 +65,32 @@ def orthogonalise(matrices_NRC: Tensor, band: int | None = None) -> Tensor:
         A tensor of the same shape; each band keeps its singular vectors.
     """
     count, rows, columns = matrices_NRC.shape
-    bands = 1 if band is None else -(-rows // band)
-    height = -(-rows // bands)
-    if bands > 1 and height > _GRAIN:
-        height += -height % _GRAIN
+    height = rows if band is None else band_height(rows, band)
     # The last band is padded with zero rows, which stay zero and change no others.
     x = F.pad(matrices_NRC, (0, 0, 0, -rows % height)).reshape(-1, height, columns)
-    x = x / (x.norm(dim=(1, 2), keepdim=True) * CUSHION + 1e-12)
+    x = newton_schulz(x / (x.norm(dim=(1, 2), keepdim=True) * CUSHION + 1e-12))
+    return x.reshape(count, -1, columns)[:, :rows]
+
+
+def band_height(rows: int, band: int) -> int:
+    """Return how many rows each band of a matrix has but the last, if none has more than ``band``.
+
+    There may be up to the next multiple of 16.
+    """
+    bands = -(-rows // band)
+    height = -(-rows // bands)
+    return height + -height % _GRAIN if bands > 1 and height > _GRAIN else height
+
+
+def newton_schulz(x: Tensor) -> Tensor:
+    """Push all singular values of matrices [N, R, C], each of norm at most 1, towards 1.
+
+    Newton-Schulz iteration: X <- aX + (bA + cA²)X where A = XXᵀ.
+    """
     for a, b, c in POLAR_EXPRESS:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.reshape(count, -1, columns)[:, :rows]
+    return x
 
 
 class Optimiser(ABC):
@@ -112,7 +125,8 @@ class Optimiser(ABC):
         self._decaying = [*self._matrices.values()]
         if decay_embedding:
             self._decaying += [model.embedding.weight, model.head.weight]
-        device = model.head.weight.device
+        self._like = model.head.weight
+        device = self._like.device
         self.lr = torch.zeros((), device=device)
         self.lr_adam = torch.zeros((), device=device)
         self._state: dict[str, Tensor] = {}
@@ -189,13 +203,20 @@ class AdamW(Optimiser):
         squares = [self._state[f"square.{name}"] for name in named]
         beta1, beta2 = BETAS
         updates = self._state["updates"].add_(1)
+        correction1, correction2 = 1 - beta1**updates, (1 - beta2**updates).sqrt()
+        lr, lr_adam = self.lr / correction1, self.lr_adam / correction1
+        rates = [lr if name in self._matrices else lr_adam for name in named]
+        compiled = passes(self._like)
+        if compiled is not None:
+            for tensors, rate in zip(
+                zip(grads, means, squares, weights, strict=True), rates, strict=True
+            ):
+                compiled.adam(*tensors, BETAS, float(correction2), float(rate))
+            return
         torch._foreach_lerp_(means, grads, 1 - beta1)
         torch._foreach_mul_(squares, beta2)
         torch._foreach_addcmul_(squares, grads, grads, 1 - beta2)
-        correction1, correction2 = 1 - beta1**updates, (1 - beta2**updates).sqrt()
-        lr, lr_adam = self.lr / correction1, self.lr_adam / correction1
-        for name, weight, mean, square in zip(named, weights, means, squares, strict=True):
-            rate = lr if name in self._matrices else lr_adam
+        for weight, mean, square, rate in zip(weights, means, squares, rates, strict=True):
             # In place: with a large vocabulary each copy is as large as embedding or head.
             move = square.sqrt().div_(correction2).add_(1e-8)
             weight.sub_(torch.div(mean, move, out=move).mul_(rate))
@@ -216,7 +237,11 @@ class MuonAdamW(AdamW):
         return self._others
 
     def _update(self) -> None:
-        self._update_matrices()
+        compiled = passes(self._like)
+        if compiled is None:
+            self._update_matrices()
+        else:
+            self._update_matrices_in_c(compiled)
         super()._update()
 
     def _update_matrices(self) -> None:
@@ -235,6 +260,19 @@ class MuonAdamW(AdamW):
             inputs = self._matrices[w].shape[1]
             self._matrices[w].sub_(move[:, :inputs])
             self._matrices[u].sub_(move[:, inputs:])
+
+    def _update_matrices_in_c(self, compiled: Passes) -> None:
+        """Do the same, but with one pass before and one after the products."""
+        for names in self._layers:
+            weights = [self._matrices[name] for name in names]
+            moments = [self._state[f"momentum.{name}"] for name in names]
+            hidden = weights[1].shape[1]
+            bands_KRC = compiled.muon_gather(
+                _grads(weights), moments, band_height(hidden, BAND),
+                MOMENTUM, CUSHION, self._product_dtype,
+            )  # fmt: skip
+            rate = float(self.lr) * math.sqrt(bands_KRC.shape[2] / hidden)
+            compiled.muon_move(weights, newton_schulz(bands_KRC), rate)
 
 
 OPTIMISERS: dict[OptimiserName, type[Optimiser]] = {"muon": MuonAdamW, "adamw": AdamW, "sgd": SGD}

@@ -107,7 +107,9 @@ def clip(
         torch._foreach_mul_(grads, torch.where(norm < LEAST_NORM, 1.0, factor))
         return norm, norm > scale_norm
     if clip_norm is not None:
-        torch._foreach_mul_(grads, (clip_norm / norm).clamp(max=1.0))
+        # A GPU multiplies by 1 rather than be asked whether it need not multiply.
+        if norm.device.type != "cpu" or norm > clip_norm:
+            torch._foreach_mul_(grads, (clip_norm / norm).clamp(max=1.0))
         return norm, norm > clip_norm
     if clip_value is not None:
         largest = torch.stack([grad.abs().max() for grad in grads]).max()

@@ -19,6 +19,13 @@ CLOSE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}
 DTYPES = pytest.mark.parametrize("dtype", CLOSE, ids=str)
 
 
+@pytest.fixture(params=["compiled", "torch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute with and without compiled C, which has no float64."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "passes", lambda like: None)
+
+
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
@@ -78,6 +85,7 @@ class TestLinear:
         assert bias_N.grad.tolist() == [T * B] * N
 
 
+@pytest.mark.usefixtures("way")
 class TestMeanCrossEntropy:
     @DTYPES
     @pytest.mark.parametrize("block", [1, 2 * N, 1 << 17])
@@ -126,11 +134,12 @@ class TestMeanCrossEntropy:
         assert kept == [logits_NV.untyped_storage().data_ptr()]
 
 
+@pytest.mark.usefixtures("way")
 class TestDropout:
     @DTYPES
     @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.999999])
     @pytest.mark.parametrize("masks", [1, 2, 3, 7])
-    def test_drops_by_the_bits_of_torchs_own_generator(
+    def test_drops_by_the_bits_of_splitmix64_seeded_by_torch(
         self, dtype: torch.dtype, share: float, masks: int
     ) -> None:
         x_TBK = random(T, B, K, dtype=dtype)
@@ -138,7 +147,8 @@ class TestDropout:
         got_MTBK = dropout(x_TBK, share, masks)
 
         torch.manual_seed(5)
-        draws = [int(torch.empty((), dtype=torch.int64).random_(-(2**63), None)) for _ in range(27)]
+        seed = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None))
+        draws = [splitmix64(seed, n) for n in range(27)]
         levels = [2**15 + as_int16(draw >> 16 * part) for draw in draws for part in range(4)]
         dropped = min(round(share * 2**16), 2**16 - 1)
         wanted = [
@@ -198,6 +208,21 @@ class TestDropout:
         torch.testing.assert_close(dx_TBK, wanted_TBK)
 
 
+def splitmix64(seed: int, n: int) -> int:
+    """Return number n of the generator, as in java.util.SplittableRandom."""
+    x = (seed + (n + 1) * 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
+
+
+def test_splitmix64_gives_the_known_numbers() -> None:
+    """Those of the reference implementation, https://prng.di.unimi.it/splitmix64.c."""
+    assert [splitmix64(1234567, n) for n in range(3)] == [
+        6457827717110365317, 3203168211198807973, 9817491932198370423,
+    ]  # fmt: skip
+
+
 def as_int16(number: int) -> int:
     """Return the lowest 16 bits of a number as two's complement."""
     return (number + 2**15) % 2**16 - 2**15
@@ -221,7 +246,8 @@ def test_a_cpu_whose_onednn_takes_no_bf16_has_torch_s_product(
 def test_there_is_no_second_derivative() -> None:
     x_TBK = random(T, B, K).requires_grad_()
     out_TBN = linear(x_TBK, random(N, K), random(N))
+    dropped_TBK = dropout(x_TBK, 0.5)
     loss = mean_cross_entropy((x_TBK * 1).flatten(0, 1), torch.zeros(T * B, dtype=torch.long))
-    for result in (out_TBN.sum(), loss):
+    for result in (out_TBN.sum(), dropped_TBK.sum(), loss):
         with pytest.raises(RuntimeError, match="second derivative"):
             torch.autograd.grad(result, x_TBK, create_graph=True)

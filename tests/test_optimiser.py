@@ -10,7 +10,13 @@ from torch import Tensor
 from charrnn import optimiser as module
 from charrnn.config import CellName, OptimiserName
 from charrnn.model import CharModel
-from charrnn.optimiser import OPTIMISERS, POLAR_EXPRESS, MuonAdamW, orthogonalise
+from charrnn.optimiser import (
+    OPTIMISERS,
+    POLAR_EXPRESS,
+    MuonAdamW,
+    newton_schulz,
+    orthogonalise,
+)  # fmt: skip
 from tests.small import make_model
 
 
@@ -86,12 +92,12 @@ def test_products_are_in_bf16_where_the_hardware_has_them(
 ) -> None:
     computed: set[torch.dtype] = set()
 
-    def seen(matrices_NRC: Tensor, *rest: Any) -> Tensor:
-        computed.add(matrices_NRC.dtype)
-        return orthogonalise(matrices_NRC, *rest)
+    def seen(bands_KRC: Tensor) -> Tensor:
+        computed.add(bands_KRC.dtype)
+        return newton_schulz(bands_KRC)
 
     monkeypatch.setattr(module, "multiplies_bf16", lambda _device: able)
-    monkeypatch.setattr(module, "orthogonalise", seen)
+    monkeypatch.setattr(module, "newton_schulz", seen)
     model = make("gru").float()
     for weight in model.parameters():
         weight.grad = torch.ones_like(weight)
