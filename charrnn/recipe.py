@@ -31,11 +31,12 @@ DEFAULT_MINUTES = 3.0
 #: are the better use of a CPU's time.
 WIDER_FROM: dict[CellName, tuple[int, ...]] = {
     "rnn": (6_000_000, 6_000_000),
-    "lstm": (15_000_000, 25_000_000, 35_000_000, 50_000_000, 70_000_000),
+    "lstm": (6_000_000, 15_000_000, 25_000_000, 35_000_000, 50_000_000),
     "gru": (4_000_000, 25_000_000, 35_000_000, 50_000_000, 70_000_000),
 }
-#: An LSTM in float32 starts 128 units narrower. Its first threshold is this one if the run makes
-#: this many passes: on mostly new text, more updates of a narrow model teach more.
+#: An LSTM in float32 starts 128 units narrower, and the first threshold is not for it. Its own
+#: first one is this if the run makes so many passes: on mostly new text, more updates of a narrow
+#: model teach more.
 WIDER_IN_FP32_FROM, IN_PASSES = 8_000_000, 4
 #: Widths on a GPU that multiplies bf16, which waits more than it computes: in a short run, and in
 #: one that is expected to read more characters than the number below.
@@ -407,10 +408,12 @@ def _hidden(
     if device == "cuda":
         width = GPU_UNITS[cell][read > GPU_WIDER_FROM]
     else:
-        first, *others = WIDER_FROM[cell]
-        if cell == "lstm" and precision == "fp32" and read >= IN_PASSES * characters:
-            first = WIDER_IN_FP32_FROM
-        width = narrowest + 128 * sum(read > least for least in (first, *others))
+        thresholds = [*WIDER_FROM[cell]]
+        if cell == "lstm" and precision == "fp32":
+            del thresholds[0]
+            if read >= IN_PASSES * characters:
+                thresholds[0] = WIDER_IN_FP32_FROM
+        width = narrowest + 128 * sum(read > least for least in thresholds)
     most = MOST_WEIGHTS[device] * characters
     while width > narrowest and _recurrent_weights(cell, 1, width, min(embedding, width)) > most:
         width -= 128

@@ -174,11 +174,12 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         return " | ".join(str(chosen(cell, device, **options)[0].hidden) for cell in cells)
 
     def growing(cell: CellName) -> str:
-        first, *others = (f"{least / 1e6:g}" for least in recipe.WIDER_FROM[cell])
+        millions = [f"{least / 1e6:g}" for least in recipe.WIDER_FROM[cell]]
         if cell == "lstm":
             passes = f"fp32, {recipe.IN_PASSES} passes or more"
-            first += f" ({passes}: {recipe.WIDER_IN_FP32_FROM / 1e6:g})"
-        return ", ".join((first, *others))
+            millions[0] += " (not in fp32)"
+            millions[1] += f" ({passes}: {recipe.WIDER_IN_FP32_FROM / 1e6:g})"
+        return ", ".join(millions)
 
     def decay(cell: CellName, low: str, high: int) -> str:
         before = recipe.weight_decay(cell, int(low.removeprefix("p = ")), 1)
