@@ -220,9 +220,11 @@ class Loops(Multiplier):
         like_TBH: Tensor,
         *rest: Tensor | int | None,
     ) -> None:
-        """Call a function of the library, with the sizes of one of its tensors, [T + 1, B, H]."""
+        """Call a function of the library, with the sizes of one of its tensors, [T + 1, B, H].
+
+        ``narrow`` is set only if the library has products in bf16.
+        """
         states, lanes, hidden = like_TBH.shape
-        narrow = narrow and self.multiplies_bf16
         refuse_misreadable(*rest, dtypes=(*_TYPES, torch.int64))
         assert weight_KN.dtype == torch.float32, f"they must be float32: {weight_KN.dtype}"
         panels = self._panels(weight_KN.bfloat16() if narrow else weight_KN)
