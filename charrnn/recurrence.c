@@ -108,21 +108,20 @@ void forward(long threads, long apart, long narrow, long steps, long lanes, long
     const long stride = m.each * WIDTH;
     IN_PARALLEL {
         const share s = share_of(m, threads, apart, lanes, hidden, room);
-        for (long t = 0; t <= steps; t++) {
+        for (long t = 0; t <= steps; t++) { /* states[t], of which the first is given */
             for (long row = 0; row < s.rows && t; row++) {
                 const long next = t * lanes + s.first + row, at = next - lanes;
                 const float *sum = s.sums + row * width_of(m);
                 const float *x = projected + (which ? which[at] : at) * gates;
-                const float *h = states + at * hidden, *c = cells + at * hidden;
-                float *h_next = states + next * hidden, *c_next = cells + next * hidden;
+                float *h_next = states + next * hidden;
                 if (cell == RNN)
                     rnn_units(s.from, s.to, sum, x, h_next);
                 else if (cell == LSTM)
-                    lstm_units(s.from, s.to, hidden, sum, stride, x, c, c_next, h_next,
-                               kept ? kept + at * 5 * hidden : 0);
+                    lstm_units(s.from, s.to, hidden, sum, stride, x, cells + at * hidden,
+                               cells + next * hidden, h_next, kept ? kept + at * 5 * hidden : 0);
                 else
-                    gru_units(s.from, s.to, hidden, sum, stride, x, bias, h, h_next,
-                              kept ? kept + at * 4 * hidden : 0);
+                    gru_units(s.from, s.to, hidden, sum, stride, x, bias, states + at * hidden,
+                              h_next, kept ? kept + at * 4 * hidden : 0);
             }
             for (long row = 0; row < s.rows && narrow; row++) {
                 const long at = t * lanes + s.first + row;
