@@ -76,6 +76,13 @@ INLINE void store(const int narrow, void *x, long at, float value)
         ((float *)x)[at] = value;
 }
 
+/* Call a function that is inlined for each type of tensor. */
+#define FOR_TYPE(function, ...)                                                                  \
+    if (narrow)                                                                                  \
+        function(1, __VA_ARGS__);                                                                \
+    else                                                                                         \
+        function(0, __VA_ARGS__);
+
 /* e^x - less, which is 0 or 1, within 2 units in the last place (Cephes' expf), with x clamped to
  * [-87, 87]; NaN stays NaN. Written without branches, so that the compiler vectorises it. */
 INLINE float exponential(float x, const float less)

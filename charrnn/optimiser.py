@@ -208,10 +208,11 @@ class AdamW(Optimiser):
         rates = [lr if name in self._matrices else lr_adam for name in named]
         compiled = passes(self._like)
         if compiled is not None:
+            correction = float(correction2)
             for tensors, rate in zip(
                 zip(grads, means, squares, weights, strict=True), rates, strict=True
             ):
-                compiled.adam(*tensors, BETAS, float(correction2), float(rate))
+                compiled.adam(*tensors, BETAS, correction, float(rate))
             return
         torch._foreach_lerp_(means, grads, 1 - beta1)
         torch._foreach_mul_(squares, beta2)

@@ -10,13 +10,6 @@
 
 #include "common.h"
 
-/* Call a function that is inlined for each type of tensor. */
-#define FOR_TYPE(function, ...)                                                                  \
-    if (narrow)                                                                                  \
-        function(1, __VA_ARGS__);                                                                \
-    else                                                                                         \
-        function(0, __VA_ARGS__);
-
 /* ---- Dropout ---- */
 
 /* Entries that are worked on together; a multiple of 4. */

@@ -173,7 +173,6 @@ INLINE void multiply_narrow(const int rows, long inner, const uint16_t *x, long 
         for (int v = 0; v < VECTORS; v++)
             _mm512_storeu_ps(out + row * out_stride + v * VECTOR, sums[row][v]);
 }
-
 #endif
 
 #if defined(TILES)

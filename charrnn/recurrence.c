@@ -297,9 +297,6 @@ void sum_rows(long threads, long narrow, long count, long columns, const void *x
 {
     IN_PARALLEL {
         const part p = part_of((columns + WIDTH - 1) / WIDTH, threads);
-        if (narrow)
-            add_rows(1, p, count, columns, x, stride, which, sums);
-        else
-            add_rows(0, p, count, columns, x, stride, which, sums);
+        FOR_TYPE(add_rows, p, count, columns, x, stride, which, sums)
     }
 }
