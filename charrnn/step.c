@@ -29,6 +29,12 @@ long step_room(long threads, long apart, long cell, long weights, long lanes, lo
     return lanes * (2 * width_of(m) + width_of(head) + copies * m.inner);
 }
 
+/* A thread's part of so many things; or all of them, if they are not shared out. */
+INLINE part part_or_all(long shared, long count, long threads)
+{
+    return shared ? part_of(count, threads) : (part){0, count, omp_get_thread_num()};
+}
+
 /* Read one more character of every lane.
  *
  *   threads  how many threads share out the lanes, or the units if `apart` is not set: then they
@@ -53,51 +59,48 @@ void step(long threads, long apart, long cell, long weights, long lanes, long hi
 
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        const long share = omp_get_thread_num(), shares = omp_get_num_threads();
-        (void)threads;
-#define PART(whole, shared, end) ((shared) ? (whole) * (share + (end)) / shares : (end) * (whole))
-        const long first = PART(lanes, apart, 0), last = PART(lanes, apart, 1);
-        const long rows = last - first;
-        const long from = PART(hidden, !apart, 0), to = PART(hidden, !apart, 1);
-        const long panel = PART(like.each, !apart, 0), panel_end = PART(like.each, !apart, 1);
-        float *narrow = rest + (apart ? first : share * lanes) * like.inner;
+        const part own = part_or_all(apart, lanes, threads);
+        const part units = part_or_all(!apart, hidden, threads);
+        const part panels = part_or_all(!apart, like.each, threads);
+        const part top_panels = part_or_all(!apart, top.each, threads);
+        const long first = own.from, rows = own.to - own.from;
+        float *narrow = rest + (apart ? first : own.number * lanes) * like.inner;
         for (long l = 0; l < depth; l++) {
             const layer at = layers[l];
             matrix m = like;
             m.panels = at.recurrent;
-            multiply(m, panel, panel_end, rows, at.h + first * hidden, hidden,
+            multiply(m, panels.from, panels.to, rows, at.h + first * hidden, hidden,
                      sums + first * columns, narrow);
             if (l) {
                 m.panels = at.inputs;
-                multiply(m, panel, panel_end, rows, layers[l - 1].h + first * hidden, hidden,
+                multiply(m, panels.from, panels.to, rows, layers[l - 1].h + first * hidden, hidden,
                          inputs + first * columns, narrow);
-                for (long row = first; row < last; row++)
-                    for (long j = panel * WIDTH; j < least(panel_end * WIDTH, gates); j++)
+                for (long row = own.from; row < own.to; row++)
+                    for (long j = panels.from * WIDTH; j < least(panels.to * WIDTH, gates); j++)
                         inputs[row * columns + j] += at.bias[j];
             }
             if (!apart) {
 #pragma omp barrier
             }
-            for (long row = first; row < last; row++) {
+            for (long row = own.from; row < own.to; row++) {
                 const float *sum = sums + row * columns;
                 const float *x = l ? inputs + row * columns : table + symbols[row] * gates;
                 float *h = at.h + row * hidden, *c = at.c ? at.c + row * hidden : 0;
                 if (cell == RNN)
-                    rnn_units(from, to, sum, x, h);
+                    rnn_units(units.from, units.to, sum, x, h);
                 else if (cell == LSTM)
-                    lstm_units(from, to, hidden, sum, hidden, x, c, c, h, 0);
+                    lstm_units(units.from, units.to, hidden, sum, hidden, x, c, c, h, 0);
                 else
-                    gru_units(from, to, hidden, sum, hidden, x, at.second, h, h, 0);
+                    gru_units(units.from, units.to, hidden, sum, hidden, x, at.second, h, h, 0);
             }
             if (!apart) {
 #pragma omp barrier
             }
         }
-        const long top_panel = PART(top.each, !apart, 0), top_end = PART(top.each, !apart, 1);
-        multiply(top, top_panel, top_end, rows, layers[depth - 1].h + first * hidden, hidden,
-                 above + first * top_columns, narrow);
-        for (long row = first; row < last; row++)
-            for (long j = top_panel * WIDTH; j < least(top_end * WIDTH, vocabulary); j++)
+        multiply(top, top_panels.from, top_panels.to, rows, layers[depth - 1].h + first * hidden,
+                 hidden, above + first * top_columns, narrow);
+        for (long row = own.from; row < own.to; row++)
+            for (long j = top_panels.from * WIDTH; j < least(top_panels.to * WIDTH, vocabulary); j++)
                 logits[row * vocabulary + j] = above[row * top_columns + j] + head_bias[j];
     }
 }
