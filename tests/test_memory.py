@@ -123,7 +123,7 @@ def test_what_is_enough_is_told_within_one_standard_error(cell: CellName) -> Non
     for tolerance in (-0.02, -0.001, 0.0, 0.001, 0.02):
         found = memory(model, stretch, vocabulary(), bptt=9, tolerance=tolerance)
         excess_K, error_K = np.array(found.excess_nats), np.array(found.standard_error)
-        assert min(error_K) > 0
+        assert min(error_K[:9]) > 0  # later ones may be 0: a plain RNN forgets to the last bit
         assert found.needed == _needed(excess_K, tolerance)
         assert found.needed_between == (
             _needed(excess_K - error_K, tolerance), _needed(excess_K + error_K, tolerance)
