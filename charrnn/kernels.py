@@ -240,12 +240,12 @@ class _Dropout(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, share: float, masks: int) -> Tensor:
         dropped = min(round(share * _LEVELS), _LEVELS - 1)
         seed = int(torch.empty((), dtype=torch.int64).random_(-(2**63), None))
-        ctx.drawn = seed, masks, dropped - _LEVELS // 2
-        ctx.scale = _LEVELS / (_LEVELS - dropped)
+        ctx.how = seed, masks, dropped - _LEVELS // 2, _LEVELS / (_LEVELS - dropped)
         compiled = passes(x)
         if compiled is not None:
-            return compiled.dropout(x.contiguous(), *ctx.drawn, ctx.scale)
-        dropped_x: Tensor = (x * ctx.scale * _kept(x, *ctx.drawn)).flatten(0, 1)
+            return compiled.dropout(x.contiguous(), *ctx.how)
+        *drawn, scale = ctx.how
+        dropped_x: Tensor = (x * scale * _kept(x, *drawn)).flatten(0, 1)
         return dropped_x
 
     @staticmethod
@@ -253,11 +253,10 @@ class _Dropout(torch.autograd.Function):
         refuse_second_derivative()
         compiled = passes(d_out)
         if compiled is not None:
-            d = compiled.dropout_backward(d_out.contiguous(), *ctx.drawn, ctx.scale)
-            return d, None, None
-        _, masks, _ = ctx.drawn
+            return compiled.dropout_backward(d_out.contiguous(), *ctx.how), None, None
+        seed, masks, least_kept, scale = ctx.how
         d_of_masks = d_out.reshape(masks, -1, *d_out.shape[1:])
-        d = (d_of_masks * _kept(d_of_masks[0], *ctx.drawn)).sum(0) * ctx.scale
+        d = (d_of_masks * _kept(d_of_masks[0], seed, masks, least_kept)).sum(0) * scale
         return d, None, None
 
 

@@ -99,8 +99,9 @@ void step(long threads, long apart, long cell, long weights, long lanes, long hi
         }
         multiply(top, top_panels.from, top_panels.to, rows, layers[depth - 1].h + first * hidden,
                  hidden, above + first * top_columns, narrow);
+        const long top_end = least(top_panels.to * WIDTH, vocabulary);
         for (long row = own.from; row < own.to; row++)
-            for (long j = top_panels.from * WIDTH; j < least(top_panels.to * WIDTH, vocabulary); j++)
+            for (long j = top_panels.from * WIDTH; j < top_end; j++)
                 logits[row * vocabulary + j] = above[row * top_columns + j] + head_bias[j];
     }
 }
