@@ -244,28 +244,37 @@ void muon_gather(long threads, long narrow, long gates, long rows, long inputs, 
     }
 }
 
-INLINE void move(const int narrow, part p, bands b, const void *moves, float rate, float *w,
-                 float *u)
+INLINE void subtract(const int narrow, const void *moves, long start, const float *grad, float rate,
+                     long width, float *weight)
+{
+    EACH_UNIT
+    for (long j = 0; j < width; j++) {
+        const float move = load(narrow, moves, start + j);
+        weight[j] -= move * grad[j] > 0.0f ? rate * move : 0.0f;
+    }
+}
+
+INLINE void move(const int narrow, part p, bands b, const void *moves, const float *grad_w,
+                 const float *grad_u, float rate, float *w, float *u)
 {
     for (long row = p.from; row < p.to; row++) {
         const long gate = row / b.rows, above = gate * bands_of_gate(b) * b.height;
         const long start = (above + row % b.rows) * columns_of(b);
-        EACH_UNIT
-        for (long j = 0; j < b.inputs; j++)
-            w[row * b.inputs + j] -= rate * load(narrow, moves, start + j);
-        EACH_UNIT
-        for (long j = 0; j < b.rows; j++)
-            u[row * b.rows + j] -= rate * load(narrow, moves, start + b.inputs + j);
+        const long at_w = row * b.inputs, at_u = row * b.rows;
+        subtract(narrow, moves, start, grad_w + at_w, rate, b.inputs, w + at_w);
+        subtract(narrow, moves, start + b.inputs, grad_u + at_u, rate, b.rows, u + at_u);
     }
 }
 
-/* Move W and U against `moves`, in bands as muon_gather's out, times a rate. */
+/* Move W and U against `moves`, in bands as muon_gather's out, times a rate; but leave out moves
+ * that do not have the gradient's sign. */
 void muon_move(long threads, long narrow, long gates, long rows, long inputs, long height,
-               const void *moves, float rate, float *w, float *u)
+               const void *moves, const float *grad_w, const float *grad_u, float rate, float *w,
+               float *u)
 {
     const bands b = {gates, rows, inputs, height};
     IN_PARALLEL {
         const part p = part_of(gates * rows, threads);
-        FOR_TYPE(move, p, b, moves, rate, w, u)
+        FOR_TYPE(move, p, b, moves, grad_w, grad_u, rate, w, u)
     }
 }

@@ -129,16 +129,19 @@ class Passes(Library):
         )  # fmt: skip
         return bands_KRC
 
-    def muon_move(self, weights: Sequence[Tensor], moves_KRC: Tensor, rate: float) -> None:
-        """Subtract ``rate * moves_KRC`` from W and U.
+    def muon_move(
+        self, weights: Sequence[Tensor], grads: Sequence[Tensor], moves_KRC: Tensor, rate: float
+    ) -> None:
+        """Subtract ``rate * moves_KRC`` from W and U, where it has the gradient's sign.
 
         Args:
             weights: W and U.
+            grads: their gradients.
             moves_KRC: by gates and bands, as ``muon_gather`` returns them.
-            rate: the learning rate.
+            rate: by which moves are multiplied.
         """
-        height = moves_KRC.shape[1]
-        self._call("muon_move", moves_KRC, *self._sizes(weights), height, moves_KRC, rate, *weights)
+        sizes, height = self._sizes(weights), moves_KRC.shape[1]
+        self._call("muon_move", moves_KRC, *sizes, height, moves_KRC, *grads, rate, *weights)
 
     def _sizes(self, pair: Sequence[Tensor]) -> tuple[int, int, int]:
         """Return the gates, their rows and the inputs of W and U, or of tensors like them."""

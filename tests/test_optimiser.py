@@ -14,6 +14,7 @@ from charrnn.optimiser import (
     OPTIMISERS,
     POLAR_EXPRESS,
     MuonAdamW,
+    cautious,
     newton_schulz,
     orthogonalise,
 )  # fmt: skip
@@ -112,6 +113,13 @@ def test_orthogonalise_does_not_care_for_scale_and_takes_zero() -> None:
     assert not orthogonalise(torch.zeros(2, 4, 6)).any()
 
 
+def test_moves_against_the_gradient_s_sign_are_left_out() -> None:
+    moves = torch.tensor([1.0, -2, 3, 4, -5, 0])
+    grads = torch.tensor([9.0, 9, 1e-9, 0, -9, 9])
+    expected = torch.tensor([1, 0, 3, 0, -5, 0]) / 0.605
+    torch.testing.assert_close(cautious(moves, grads), expected)
+
+
 def make(cell: CellName, embedding: int = 4) -> CharModel:
     return make_model(cell, hidden=7, embedding=embedding, vocabulary=9)
 
@@ -176,14 +184,12 @@ def test_several_updates_equal_the_definition(
         for layer in ("cells.0", "cells.1"):
             names = (f"{layer}.weight_input", f"{layer}.weight_recurrent")
             both = torch.cat([nesterov[name] for name in names], dim=1)
-            size = lr * math.sqrt(both.shape[1] / 7)
-            for name, moves in zip(names, (slice(-7), slice(-7, None)), strict=True):
-                expected[name] -= torch.cat(
-                    [
-                        size * by_singular_values(band)[:, moves]
-                        for band in torch.split(both, heights)
-                    ]
-                )
+            moves = torch.cat([by_singular_values(band) for band in torch.split(both, heights)])
+            grads = torch.cat([adam_weights[name].grad for name in names], dim=1)  # type: ignore[misc]
+            moves[moves.sign() != grads.sign()] = 0
+            moves *= lr * math.sqrt(both.shape[1] / 7) / 0.605
+            expected[names[0]] -= moves[:, :-7]
+            expected[names[1]] -= moves[:, -7:]
         for group in adam.param_groups:
             group["lr"] = lr_adam
         adam.step()

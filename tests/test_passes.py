@@ -175,8 +175,8 @@ def test_updates(
 def test_updates_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimiser, "BAND", 32)
     for ours, theirs in both(lambda: moved("muon", 53, 9, bf16=True)):
-        # A row of a move has norm 1: three of them at rates of 0.03 and less.
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0.002)
+        # A row of a move has norm 1 / 0.6: three of them at rates of 0.03 and less.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0.0033)
 
 
 def test_a_band_of_zeros_moves_nothing() -> None:
@@ -208,7 +208,7 @@ def test_threads_change_no_bit(dtype: torch.dtype, monkeypatch: pytest.MonkeyPat
             loss = mean_cross_entropy(x * 1, torch.arange(3))
             (w, u), means = [[each.clone() for each in pair] for _ in range(2)]
             bands_KRC = compiled.muon_gather(pair, means, 32, 0.95, 1.01, dtype)
-            compiled.muon_move((w, u), bands_KRC, 0.1)
+            compiled.muon_move((w, u), pair, bands_KRC, 0.1)
             square = means[1].square()
             compiled.adam(pair[1], means[1], square, u, (0.9, 0.99), 0.5, 0.1)
             gradients = *torch.autograd.grad(out, x, d_out), *torch.autograd.grad(loss, x)
