@@ -9,7 +9,8 @@ of the gradient moves the weights by the same amount. Here one matrix is a gate'
 W x and U h are added. It is cut into bands of rows, each orthogonalised on its own:
 the loss is the same, in half the time or less (all measured in docs/diary.md). The
 rows, of norm 1, are then scaled so that their U parts have norm 1 on average, however
-wide the input. What goes against the sign of the latest gradient is left out (``cautious``).
+wide the input. What goes against the sign of the latest gradient is left out, except in
+a plain RNN (``cautious``).
 
 torch's own Muon takes each parameter whole. AdamW is written here too: its rates and
 step count are tensors, so that the update can be captured as a graph, and its state
@@ -245,6 +246,8 @@ class MuonAdamW(AdamW):
         for name, weight in self._matrices.items():
             self._state[f"momentum.{name}"] = torch.zeros_like(weight)
         self._product_dtype = _product_dtype(model.head.weight)
+        # It makes a plain RNN learn worse (docs/diary.md).
+        self._cautious = model.config.cell != "rnn"
 
     def _adam_weights(self) -> Mapping[str, Tensor]:
         return self._others
@@ -270,8 +273,9 @@ class MuonAdamW(AdamW):
             joined = torch.cat([nesterov[w], nesterov[u]], dim=1).to(self._product_dtype)
             height, columns = nesterov[u].shape[1], joined.shape[1]
             whole = orthogonalise(joined.view(-1, height, columns), BAND).to(weights[0].dtype)
-            agreeing = cautious(whole.flatten(0, 1), torch.cat([by_name[w], by_name[u]], dim=1))
-            move = agreeing * (self.lr * math.sqrt(columns / height))
+            move = whole.flatten(0, 1) * (self.lr * math.sqrt(columns / height))
+            if self._cautious:
+                move = cautious(move, torch.cat([by_name[w], by_name[u]], dim=1))
             inputs = self._matrices[w].shape[1]
             self._matrices[w].sub_(move[:, :inputs])
             self._matrices[u].sub_(move[:, inputs:])
@@ -286,8 +290,10 @@ class MuonAdamW(AdamW):
                 grads, moments, band_height(hidden, BAND),
                 MOMENTUM, CUSHION, self._product_dtype,
             )  # fmt: skip
-            rate = float(self.lr) * math.sqrt(bands_KRC.shape[2] / hidden) / AGREEING
-            compiled.muon_move(weights, grads, newton_schulz(bands_KRC), rate)
+            rate, signs = float(self.lr) * math.sqrt(bands_KRC.shape[2] / hidden), None
+            if self._cautious:
+                rate, signs = rate / AGREEING, grads
+            compiled.muon_move(weights, signs, newton_schulz(bands_KRC), rate)
 
 
 OPTIMISERS: dict[OptimiserName, type[Optimiser]] = {"muon": MuonAdamW, "adamw": AdamW, "sgd": SGD}

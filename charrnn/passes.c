@@ -250,7 +250,7 @@ INLINE void subtract(const int narrow, const void *moves, long start, const floa
     EACH_UNIT
     for (long j = 0; j < width; j++) {
         const float move = load(narrow, moves, start + j);
-        weight[j] -= move * grad[j] > 0.0f ? rate * move : 0.0f;
+        weight[j] -= !grad || move * grad[j] > 0.0f ? rate * move : 0.0f;
     }
 }
 
@@ -261,13 +261,14 @@ INLINE void move(const int narrow, part p, bands b, const void *moves, const flo
         const long gate = row / b.rows, above = gate * bands_of_gate(b) * b.height;
         const long start = (above + row % b.rows) * columns_of(b);
         const long at_w = row * b.inputs, at_u = row * b.rows;
-        subtract(narrow, moves, start, grad_w + at_w, rate, b.inputs, w + at_w);
-        subtract(narrow, moves, start + b.inputs, grad_u + at_u, rate, b.rows, u + at_u);
+        subtract(narrow, moves, start, grad_w ? grad_w + at_w : 0, rate, b.inputs, w + at_w);
+        subtract(narrow, moves, start + b.inputs, grad_u ? grad_u + at_u : 0, rate, b.rows,
+                 u + at_u);
     }
 }
 
 /* Move W and U against `moves`, in bands as muon_gather's out, times a rate; but leave out moves
- * that do not have the gradient's sign. */
+ * that do not have the gradient's sign, unless the gradients are null. */
 void muon_move(long threads, long narrow, long gates, long rows, long inputs, long height,
                const void *moves, const float *grad_w, const float *grad_u, float rate, float *w,
                float *u)

@@ -130,18 +130,23 @@ class Passes(Library):
         return bands_KRC
 
     def muon_move(
-        self, weights: Sequence[Tensor], grads: Sequence[Tensor], moves_KRC: Tensor, rate: float
+        self,
+        weights: Sequence[Tensor],
+        grads: Sequence[Tensor] | None,
+        moves_KRC: Tensor,
+        rate: float,
     ) -> None:
-        """Subtract ``rate * moves_KRC`` from W and U, where it has the gradient's sign.
+        """Subtract ``rate * moves_KRC`` from W and U.
 
         Args:
             weights: W and U.
-            grads: their gradients.
+            grads: their gradients, if moves that do not have a gradient's sign are left out.
             moves_KRC: by gates and bands, as ``muon_gather`` returns them.
             rate: by which moves are multiplied.
         """
         sizes, height = self._sizes(weights), moves_KRC.shape[1]
-        self._call("muon_move", moves_KRC, *sizes, height, moves_KRC, *grads, rate, *weights)
+        signs = grads or (None, None)
+        self._call("muon_move", moves_KRC, *sizes, height, moves_KRC, *signs, rate, *weights)
 
     def _sizes(self, pair: Sequence[Tensor]) -> tuple[int, int, int]:
         """Return the gates, their rows and the inputs of W and U, or of tensors like them."""
@@ -149,7 +154,9 @@ class Passes(Library):
         rows = like_u.shape[1]
         return len(like_u) // rows, rows, like_w.shape[1]
 
-    def _call(self, name: str, typed: Tensor | None, *arguments: Tensor | int | float) -> None:
+    def _call(
+        self, name: str, typed: Tensor | None, *arguments: Tensor | int | float | None
+    ) -> None:
         """Call a function of the library; None: it has no typed tensors."""
         tensors = [each for each in arguments if isinstance(each, Tensor)]
         refuse_misreadable(*tensors, dtypes=(*_TYPES, torch.int64))

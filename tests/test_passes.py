@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from charrnn import compiler, kernels, optimiser
-from charrnn.config import OptimiserName
+from charrnn.config import CellName, OptimiserName
 from charrnn.kernels import dropout, mean_cross_entropy
 from charrnn.model import CharModel
 from charrnn.optimiser import OPTIMISERS
@@ -140,9 +140,11 @@ def test_the_price_of_what_is_no_number_is_none(dtype: torch.dtype) -> None:
         assert d_NV[[0, 1, 2, 4]].isfinite().all()
 
 
-def moved(name: OptimiserName, hidden: int, embedding: int, bf16: bool) -> list[Tensor]:
+def moved(
+    name: OptimiserName, hidden: int, embedding: int, bf16: bool, cell: CellName = "lstm"
+) -> list[Tensor]:
     """Return weights and state after some updates."""
-    model = make_model("lstm", hidden=hidden, embedding=embedding, vocabulary=9).float()
+    model = make_model(cell, hidden=hidden, embedding=embedding, vocabulary=9).float()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimiser, "multiplies_bf16", lambda device: bf16)
         rule = OPTIMISERS[name](model, weight_decay=0.3)
@@ -161,13 +163,13 @@ def _seeded(seed: int) -> torch.Generator:
 
 # One band; two, of which the second is padded; more entries than one thread takes.
 @pytest.mark.parametrize(("hidden", "embedding"), [(7, 4), (53, 9), (200, 6)])
-@pytest.mark.parametrize("name", ["muon", "adamw"])
+@pytest.mark.parametrize(("name", "of"), [("muon", "lstm"), ("muon", "rnn"), ("adamw", "lstm")])
 @pytest.mark.usefixtures("machine")
 def test_updates(
-    name: OptimiserName, hidden: int, embedding: int, monkeypatch: pytest.MonkeyPatch
+    name: OptimiserName, of: CellName, hidden: int, embedding: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(optimiser, "BAND", 32 if hidden == 53 else 192)
-    for ours, theirs in both(lambda: moved(name, hidden, embedding, bf16=False)):
+    for ours, theirs in both(lambda: moved(name, hidden, embedding, bf16=False, cell=of)):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=2e-6)
 
 

@@ -53,7 +53,7 @@ def test_an_old_checkpoint(name: str, tmp_path: Path, promise: Promise) -> None:
     assert resumed.without_notes == Result(0, f"{run}\n", "")
     updates = [row for row in rows(run) if "train_nats_per_char" in row]
     assert [row["step"] - golden["step"] for row in updates] == [10, 20]
-    # Without the hidden state the first is off by >= 0.012; without moments the second by 0.010.
+    # Without the hidden state the first is off by > 0.012; without moments the second by 0.010.
     losses = [row["train_nats_per_char"] for row in updates]
     assert losses == pytest.approx(golden["resumed"]["train_nats_per_char"], abs=1e-3)
     promise("R15", f"{name}: loaded, sampled to its golden string, scored, resumed", "yes")
