@@ -45,7 +45,7 @@ POLAR_EXPRESS = (
 MOMENTUM, BETAS = 0.95, (0.9, 0.99)
 #: The quintics are made for singular values up to 1: rounding must not push any above.
 CUSHION = 1.01
-#: The share of Muon's moves that have the gradient's sign: 0.60 to 0.61 with each cell, from the
+#: The share of Muon's moves that have the gradient's sign: 0.59 to 0.61 with each cell, from the
 #: hundredth update to the last. The others are left out (docs/diary.md).
 AGREEING = 0.605
 #: Most rows in a band. A band of r rows and C columns costs r (2C + r) multiply-adds per row, so
