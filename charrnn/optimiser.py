@@ -268,14 +268,14 @@ class MuonAdamW(AdamW):
         nesterov = dict(
             zip(self._matrices, torch._foreach_lerp(grads, moments, MOMENTUM), strict=True)
         )
-        by_name = dict(zip(self._matrices, grads, strict=True))
         for w, u in self._layers:
             joined = torch.cat([nesterov[w], nesterov[u]], dim=1).to(self._product_dtype)
             height, columns = nesterov[u].shape[1], joined.shape[1]
             whole = orthogonalise(joined.view(-1, height, columns), BAND).to(weights[0].dtype)
             move = whole.flatten(0, 1) * (self.lr * math.sqrt(columns / height))
             if self._cautious:
-                move = cautious(move, torch.cat([by_name[w], by_name[u]], dim=1))
+                both = _grads([self._matrices[w], self._matrices[u]])
+                move = cautious(move, torch.cat(both, dim=1))
             inputs = self._matrices[w].shape[1]
             self._matrices[w].sub_(move[:, :inputs])
             self._matrices[u].sub_(move[:, inputs:])
