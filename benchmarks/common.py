@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from charrnn.compute.machine import machine
 from charrnn.config import CellName
 from charrnn.disk import check_replaceable, write_json
 from charrnn.errors import RunFolderError
-from charrnn.machine import machine
 
 #: The torch.nn modules that the cells are compared with.
 TORCH_NN: dict[CellName, Callable[..., nn.RNNBase]] = {

@@ -1,7 +1,7 @@
 """Characters sampled per second, compared with a loop over torch.nn's cells.
 
 The loop is what a tutorial writes: for each character one call of torch.nn's cell, the head,
-softmax and multinomial. charrnn is timed as a whole (``charrnn.sampling.sample``, drawing
+softmax and multinomial. charrnn is timed as a whole (``charrnn.inference.sampling.sample``, drawing
 included), on texts long enough for C to take over from numpy: 1 stream and 64, with weights in
 float32, bf16 and 8 bits. A step without drawing is also timed in numpy, which starts a text, and
 in C, which continues it. Before all that: with a trained model and a text, the loss by kind of
@@ -32,9 +32,10 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.common import TORCH_NN, UNREAD, in_turns, results_file, write_results
+from charrnn.compute.machine import machine
+from charrnn.compute.steps import steps
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, SampleConfig, WeightsName
-from charrnn.corpus import Part, scan
-from charrnn.evaluation import (
+from charrnn.inference.evaluation import (
     WINDOW,
     Prices,
     read_windows,
@@ -42,13 +43,12 @@ from charrnn.evaluation import (
     total,
     window_prices,
 )
-from charrnn.machine import machine
-from charrnn.model import CharModel
-from charrnn.sampling import sample
-from charrnn.stepper import CompiledStepper, NumpyStepper
-from charrnn.steps import steps
-from charrnn.trained import load_model
-from charrnn.vocabulary import Vocabulary
+from charrnn.inference.sampling import sample
+from charrnn.inference.stepper import CompiledStepper, NumpyStepper
+from charrnn.network.model import CharModel
+from charrnn.storage.trained import load_model
+from charrnn.text.corpus import Part, scan
+from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import command_line
 
 #: Characters of a text to score, one at a time, with each kind of weights.

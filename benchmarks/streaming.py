@@ -27,15 +27,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import in_turns, results_file, write_results
+from charrnn.compute.machine import machine
 from charrnn.config import TextChoices
-from charrnn.corpus import Part, scan
-from charrnn.files import embedded_corpus
-from charrnn.machine import machine
 from charrnn.recipe import Choices
-from charrnn.runfolder import RunFolder
-from charrnn.starting import start
-from charrnn.stream import Lanes
-from charrnn.vocabulary import Vocabulary
+from charrnn.runs.starting import start
+from charrnn.storage.runfolder import RunFolder
+from charrnn.text.corpus import Part, scan
+from charrnn.text.files import embedded_corpus
+from charrnn.text.stream import Lanes
+from charrnn.text.vocabulary import Vocabulary
 
 _LANES = (16, 64)
 _BPTT = 128

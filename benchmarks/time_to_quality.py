@@ -32,10 +32,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.common import Reference, ReferenceTraining, in_turns, results_file, write_results
+from charrnn.compute.device import choose_device, multiplies_bf16, synchronise
+from charrnn.compute.machine import machine
 from charrnn.config import CELL_NAMES, CellName
-from charrnn.device import choose_device, multiplies_bf16, synchronise
 from charrnn.limits import keep_freed_memory
-from charrnn.machine import machine
 
 #: The reference's peak learning rate, its updates of warm-up, and the share of the rate that is
 #: left at the end.

@@ -37,20 +37,20 @@ from benchmarks.common import (
     times_in_turns,
     write_results,
 )
-from charrnn.cells import CELLS
+from charrnn.compute.device import multiplies_bf16
+from charrnn.compute.loops import beats_onednn_lstm
+from charrnn.compute.machine import machine
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
-from charrnn.corpus import scan
-from charrnn.device import multiplies_bf16
-from charrnn.evaluation import score
+from charrnn.inference.evaluation import score
 from charrnn.limits import keep_freed_memory
-from charrnn.loops import beats_onednn_lstm
-from charrnn.machine import machine
-from charrnn.model import CharModel, outline
-from charrnn.optimiser import MuonAdamW
+from charrnn.network.cells import CELLS
+from charrnn.network.model import CharModel, outline
+from charrnn.network.optimiser import MuonAdamW
+from charrnn.network.update import EAGER_UPDATES, Update, window_loss
 from charrnn.recipe import Choices, choose
-from charrnn.stream import Batch
-from charrnn.update import EAGER_UPDATES, Update, window_loss
-from charrnn.vocabulary import Vocabulary
+from charrnn.text.corpus import scan
+from charrnn.text.stream import Batch
+from charrnn.text.vocabulary import Vocabulary
 
 _LANES = 16
 #: Characters of the text for scoring.

@@ -15,19 +15,13 @@ from typing import Annotated
 
 import typer
 
-from charrnn import (
-    __version__,
-    compare_command,
-    evaluate_command,
-    inspect_command,
-    sample_command,
-    train_command,
-)
+from charrnn import __version__
+from charrnn.commands import compare, evaluate, inspect, sample, train
+from charrnn.commands.options import grouped
+from charrnn.commands.outcome import outcome
+from charrnn.commands.stdio import lossy
 from charrnn.errors import CharrnnError
 from charrnn.limits import keep_freed_memory, openmp
-from charrnn.options import grouped
-from charrnn.outcome import outcome
-from charrnn.stdio import lossy
 from charrnn.wording import reason
 
 app = typer.Typer(
@@ -93,11 +87,11 @@ def common(
         ) from error
 
 
-app.command(cls=grouped(train_command.GROUPS))(train_command.train)
-app.command(cls=grouped(sample_command.GROUPS))(sample_command.sample)
-app.command(cls=grouped(evaluate_command.GROUPS))(evaluate_command.evaluate)
-app.command(cls=grouped(compare_command.GROUPS))(compare_command.compare)
+app.command(cls=grouped(train.GROUPS))(train.train)
+app.command(cls=grouped(sample.GROUPS))(sample.sample)
+app.command(cls=grouped(evaluate.GROUPS))(evaluate.evaluate)
+app.command(cls=grouped(compare.GROUPS))(compare.compare)
 app.command(
-    cls=grouped(inspect_command.GROUPS),
+    cls=grouped(inspect.GROUPS),
     short_help="Say what a run is; measure gradient flow, memory, gates and units.",
-)(inspect_command.inspect)
+)(inspect.inspect)

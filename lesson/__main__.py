@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from charrnn import __version__
-from charrnn.machine import machine
+from charrnn.compute.machine import machine
 from charrnn.wording import counted
 from lesson import gradients, memory, price, recall, recurrence, windows
 from lesson.lab import FULL, QUICK, ROOT, Lab, LessonError

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import pairwise, takewhile
 from typing import Any
 
-from charrnn.figures import Line, line_chart
+from charrnn.views.figures import Line, line_chart
 from charrnn.wording import joined
 from lesson.lab import Answer, Lab
 from lesson.recurrence import inspect

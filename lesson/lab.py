@@ -20,10 +20,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from charrnn.corpus import scan
+from charrnn.compute.machine import machine
 from charrnn.errors import CorpusError
-from charrnn.files import embedded_corpus
-from charrnn.machine import machine
+from charrnn.text.corpus import scan
+from charrnn.text.files import embedded_corpus
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,8 +10,8 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from charrnn.activity import ALWAYS, KEPT_OVER, NEARLY_CLOSED, NEARLY_OPEN
-from charrnn.figures import Line, Rule, line_chart
+from charrnn.analysis.activity import ALWAYS, KEPT_OVER, NEARLY_CLOSED, NEARLY_OPEN
+from charrnn.views.figures import Line, Rule, line_chart
 from charrnn.wording import counted, joined
 from lesson.gradients import flow, shares_left
 from lesson.lab import Lab

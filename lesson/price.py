@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Self
 
-from charrnn.figures import Dots, dot_chart
+from charrnn.views.figures import Dots, dot_chart
 from lesson.lab import Lab
 from lesson.recurrence import compare, compare_steps, untouched
 from lesson.section import Figure, Judgement, Section, Table, judged, percent

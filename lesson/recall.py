@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from charrnn.figures import Dots, dot_chart
+from charrnn.views.figures import Dots, dot_chart
 from charrnn.wording import joined
 from lesson.lab import FULL, Answer, Lab
 from lesson.section import Figure, Judgement, Section, Table, judged, percent

@@ -58,7 +58,7 @@ def length(lab: Lab) -> Section:
     read = [f"text = open('{lab.words.strip()}', 'rb').read().decode()"]
     if lab.text is None:
         read = [
-            "from charrnn.files import embedded_corpus",
+            "from charrnn.text.files import embedded_corpus",
             "text = b''.join(open(path, 'rb').read() for path in embedded_corpus()[-40:]).decode()",
         ]
     # In bytes, so that line endings stay as they are.

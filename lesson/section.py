@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from charrnn.figures import DARK, LIGHT, SANS
+from charrnn.views.figures import DARK, LIGHT, SANS
 
 #: Width of the page's lines, in characters.
 WIDTH = 96

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from charrnn.figures import Line, Rule, line_chart
+from charrnn.views.figures import Line, Rule, line_chart
 from lesson.lab import Lab
 from lesson.recurrence import inspect
 from lesson.section import Figure, Judgement, Section, Table, judged

@@ -26,11 +26,11 @@ import hypothesis
 import pytest
 import torch
 
-from charrnn import compiler
+from charrnn.compute import compiler
+from charrnn.compute.device import has_capability
 from charrnn.config import CELL_NAMES, CellName
-from charrnn.corpus import Part, scan
-from charrnn.device import has_capability
 from charrnn.errors import CharrnnError, RunFolderError
+from charrnn.text.corpus import Part, scan
 from tests import promises
 
 # A test run started in the background or under nohup ignores these signals, and so

@@ -10,19 +10,19 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
-from charrnn.activity import Activation, GateUse, Pace, Unit, UnitFound
-from charrnn.assessment import Assessment
-from charrnn.comparison import Comparison, Plan
+from charrnn.analysis.activity import Activation, GateUse, Pace, Unit, UnitFound
+from charrnn.analysis.flow import GradientFlow, Reach
+from charrnn.analysis.gradients import Cut
+from charrnn.analysis.inspection import Inspection
+from charrnn.analysis.memory import Memory
+from charrnn.analysis.norms import Clipping, Period
 from charrnn.config import ModelConfig
-from charrnn.evaluation import Scores
-from charrnn.flow import GradientFlow, Reach
-from charrnn.gradients import Cut
-from charrnn.inspection import Inspection
-from charrnn.memory import Memory
-from charrnn.norms import Clipping, Period
-from charrnn.page import Origin
-from charrnn.portrait import Portrait
-from charrnn.report import comparison_page
+from charrnn.inference.assessment import Assessment
+from charrnn.inference.evaluation import Scores
+from charrnn.runs.comparison import Comparison, Plan
+from charrnn.views.page import Origin
+from charrnn.views.portrait import Portrait
+from charrnn.views.report import comparison_page
 from tests.small import make_result
 
 ORIGIN = Origin("charrnn compare a --report b.html", "a machine", "2026-01-02 03:04 UTC", "9.9")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from charrnn.comparison import RunResult
+from charrnn.analysis.stretch import Stretch
+from charrnn.compute.device import multiplies_bf16
 from charrnn.config import CellName, ModelConfig
-from charrnn.device import multiplies_bf16
-from charrnn.model import CharModel
-from charrnn.stretch import Stretch
-from charrnn.vocabulary import Vocabulary
+from charrnn.network.model import CharModel
+from charrnn.runs.comparison import RunResult
+from charrnn.text.vocabulary import Vocabulary
 
 ALPHABET = "abcd ()\n"
 needs_bf16 = pytest.mark.skipif(

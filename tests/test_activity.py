@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from charrnn.activity import KEPT_OVER, Unit, activation, gate_use, pace, units
+from charrnn.analysis.activity import KEPT_OVER, Unit, activation, gate_use, pace, units
+from charrnn.analysis.properties import PROPERTIES
+from charrnn.analysis.unrolled import GATES, LANES, observe
 from charrnn.config import CellName
 from charrnn.errors import UsageError
-from charrnn.model import CharModel
-from charrnn.properties import PROPERTIES
-from charrnn.unrolled import GATES, LANES, observe
+from charrnn.network.model import CharModel
 from tests.small import make_model, make_stretch, stretch_of, vocabulary, zero_
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -14,42 +15,61 @@ import pytest
 from tests.conftest import ENVIRONMENT
 
 ROOT = Path(__file__).parent.parent
-SOURCES = {path.stem: path for path in sorted((ROOT / "charrnn").glob("*.py"))}
+PACKAGE = ROOT / "charrnn"
+
+#: The modules by their names below ``charrnn``, as ``text.corpus``.
+SOURCES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path.stem != "__init__"
+}
 MODULES = [name for name in SOURCES if not name.startswith("__")]
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in SOURCES.items()}
 
-#: The modules in the order of the table: data flows from top to bottom.
-ROOMS = re.findall(
-    r"^\| `(\w+)\.py` \|", (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"), re.M
-)
 
-#: The modules below ``training`` look in from outside and show what they see.
-SHOWING = set(ROOMS[ROOMS.index("training") + 1 :])
+def rooms(page: str) -> list[str]:
+    """Return the modules in the order of the page's tables, below headings that name a folder."""
+    found, folder = [], ""
+    for heading, module in re.findall(r"^### `([\w./]+)`|^\| `(\w+)\.py` \|", page, re.M):
+        if module:
+            found.append(f"{folder}{module}")
+        else:
+            folder = "" if heading.startswith("charrnn/") else heading.replace("/", ".")
+    return found
 
-#: A module for each command.
-COMMANDS = {name for name in ROOMS if name.endswith("_command")}
+
+#: Data flows from top to bottom.
+ROOMS = rooms((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+
+
+def inside(*folders: str) -> set[str]:
+    return {name for name in ROOMS if name.partition(".")[0] in folders}
+
 
 #: The modules that know of the command line and the process.
-EDGE = COMMANDS | {"cli", "options", "outcome", "reporting", "stdio", "watching"}
+EDGE = inside("commands", "cli") - {"commands.stopping"}
 
 #: The modules that may write to a terminal; ``stopping`` shows its cursor again.
-PRINTING = EDGE | {
-    "display",
-    "terminal",
-    "score_view",
-    "sample_view",
-    "inspection_view",
-    "stopping",
+PRINTING = inside("commands", "cli") | {
+    "views.display",
+    "views.terminal",
+    "views.score_view",
+    "views.sample_view",
+    "views.inspection_view",
 }
 
 #: Third-party package -> the modules that may import it.
 OUTSIDE = {
     "numpy": set(ROOMS),
     "torch": set(ROOMS),
-    "rich": SHOWING,
-    "matplotlib": {"figures"},
+    "rich": inside("views", "commands", "cli"),
+    "matplotlib": {"views.figures"},
     "typer": EDGE,
 }
+
+
+def is_package(name: str) -> bool:
+    return (ROOT / name.replace(".", "/") / "__init__.py").is_file()
 
 
 def imports(name: str) -> set[str]:
@@ -61,8 +81,8 @@ def imports(name: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             assert node.module is not None
-            if node.module == "charrnn":
-                found |= {f"charrnn.{alias.name}" for alias in node.names}
+            if is_package(node.module):
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
             else:
                 found.add(node.module)
     return found - {"charrnn.__version__"}
@@ -88,6 +108,22 @@ def test_every_module_is_in_the_table_and_every_row_is_a_module() -> None:
     assert sorted(ROOMS) == sorted(MODULES), "give it a row in docs/architecture.md"
 
 
+def test_a_folder_is_a_layer() -> None:
+    """It is in one place of the page, so its modules import from no later folder."""
+    places = [folder for folder, _ in groupby(name.rpartition(".")[0] for name in ROOMS)]
+    assert len(places) == len(set(places)) + 1, "only what is in no folder is in two places"
+    assert (places[0], places[-1]) == ("", "")
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({name.partition(".")[0] for name in MODULES if "." in name})
+)
+def test_a_folder_loads_nothing(folder: str) -> None:
+    """Else help, and a module that needs no torch, would wait for its neighbours."""
+    (only,) = ast.parse((PACKAGE / folder / "__init__.py").read_text(encoding="utf-8")).body
+    assert isinstance(only, ast.Expr), "its docstring"
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_data_goes_one_way(name: str) -> None:
     """Every import points upwards in the table, so there are no cycles."""
@@ -101,7 +137,7 @@ def test_imports_from_outside_are_few(name: str) -> None:
     outside = roots - set(sys.stdlib_module_names) - {"charrnn", "__future__"}
     for package in outside:
         assert name in OUTSIDE[package], package
-    assert name == "compiler" or "subprocess" not in roots
+    assert name == "compute.compiler" or "subprocess" not in roots
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -111,11 +147,12 @@ def test_only_the_edge_prints_and_reads_the_world(name: str) -> None:
         assert not used & {"print", "input", "sys.stdout", "sys.stderr", "sys.stdin"}
     if name not in EDGE:
         assert not used & {"sys.argv", "sys.exit", "os.getenv", "exit", "quit"}
-        assert name in {"compiler", "terminal"} or "os.environ" not in used
-        assert not ours(name) & {"cli", "outcome", "stopping"}
+        assert name in {"compute.compiler", "views.terminal"} or "os.environ" not in used
+        assert not ours(name) & {"cli", "commands.outcome", "commands.stopping"}
         assert not imports(name) & {"argparse"}
-    if name not in EDGE | {"stopping"}:
-        assert name == "compiler" or "signal" not in imports(name)  # it sends one, to the compiler
+    if name not in EDGE | {"commands.stopping"}:
+        # The compiler is stopped by a signal.
+        assert name == "compute.compiler" or "signal" not in imports(name)
         assert "os._exit" not in used
 
 
@@ -130,7 +167,12 @@ def test_float64_is_asked_of_the_host(name: str) -> None:
         and not ast.unparse(node.value).endswith((".cpu()", "np"))
     ]
     # Allowed so many times: on the host, after checking the device, or as the name of a type.
-    right = {"checkpoint": 1, "evaluation": 2, "kernels": 2, "passes": 1}
+    right = {
+        "compute.kernels": 2,
+        "compute.passes": 1,
+        "inference.evaluation": 2,
+        "storage.checkpoint": 1,
+    }
     assert len(asked) == right.get(name, 0), asked
 
 
@@ -147,7 +189,7 @@ def test_a_module_keeps_what_begins_with_an_underscore(name: str) -> None:
         if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "charrnn":
             names = {alias.asname or alias.name: alias.name for alias in node.names}
             taken |= {*names.values()}
-            whole |= names.keys() if node.module == "charrnn" else set()
+            whole |= names.keys() if is_package(str(node.module)) else set()
     owners = (used.rpartition(".") for used in names_used(name))
     taken |= {attribute for owner, _, attribute in owners if owner in whole}
     assert not {one for one in taken - {"__version__"} if one.startswith("_")}

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from charrnn import baselines as module
-from charrnn.baselines import (
+from charrnn.inference import baselines as module
+from charrnn.inference.baselines import (
     COMPRESSORS,
     DISCOUNT,
     KneserNey,
@@ -23,7 +23,7 @@ from charrnn.baselines import (
     uniform_nats,
     unigram_nats,
 )
-from charrnn.vocabulary import Vocabulary
+from charrnn.text.vocabulary import Vocabulary
 from tests.conftest import UNICODE, make_part, make_prose
 
 

@@ -26,12 +26,12 @@ from benchmarks.sampling import first_byte, losses
 from benchmarks.time_to_quality import exact_loss
 from benchmarks.training_step import Size, make_rows, our_update, window_multiply_adds
 from charrnn.config import CellName
-from charrnn.corpus import scan
 from charrnn.errors import CheckpointError
-from charrnn.evaluation import score
-from charrnn.stepper import NumpyStepper
-from charrnn.trained import load_model
-from charrnn.update import UpdateResult
+from charrnn.inference.evaluation import score
+from charrnn.inference.stepper import NumpyStepper
+from charrnn.network.update import UpdateResult
+from charrnn.storage.trained import load_model
+from charrnn.text.corpus import scan
 from tests.conftest import make_prose
 
 ROOT = Path(__file__).parent.parent

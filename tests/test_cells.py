@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from charrnn import cells, compiler, kernels, native
-from charrnn.cells import CELLS, Cell, State, allow_tensor_cores
+from charrnn.compute import compiler, kernels, native
+from charrnn.compute.kernels import dropout
 from charrnn.config import CELL_NAMES, CellName
-from charrnn.kernels import dropout
+from charrnn.network import cells
+from charrnn.network.cells import CELLS, Cell, State, allow_tensor_cores
 from tests.conftest import skip_without
 
 T, B, E, H = 7, 3, 5, 4

@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from charrnn import __version__, checkpoint
-from charrnn.checkpoint import (
+from charrnn import __version__
+from charrnn.config import CellName
+from charrnn.errors import CheckpointError, RunFolderError
+from charrnn.storage import checkpoint
+from charrnn.storage.checkpoint import (
     Checkpoint,
     DamagedCheckpointError,
     find,
@@ -26,9 +29,7 @@ from charrnn.checkpoint import (
     read_description,
     save,
 )
-from charrnn.config import CellName
-from charrnn.errors import CheckpointError, RunFolderError
-from charrnn.trained import load_model
+from charrnn.storage.trained import load_model
 from tests.conftest import refusing
 
 DTYPES = (

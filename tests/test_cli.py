@@ -20,13 +20,14 @@ import pytest
 import torch
 import typer
 
-from charrnn import __version__, recipe, training
+from charrnn import __version__, recipe
 from charrnn.cli import app
-from charrnn.comparison import Plan
+from charrnn.commands.stdio import lossy
 from charrnn.config import TextChoices
 from charrnn.errors import UsageError
-from charrnn.evaluation import score
-from charrnn.stdio import lossy
+from charrnn.inference.evaluation import score
+from charrnn.runs import training
+from charrnn.runs.comparison import Plan
 from tests.conftest import (
     ENVIRONMENT,
     PATIENCE,
@@ -382,7 +383,7 @@ class TestBadInput:
     def test_bf16_on_a_cpu_without_it(
         self, cli: Cli, texts: dict[str, Path], empty_folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("charrnn.starting.multiplies_bf16", lambda device: False)
+        monkeypatch.setattr("charrnn.runs.starting.multiplies_bf16", lambda device: False)
         result = cli("train", texts["prose"], "--precision", "bf16", "--device", "cpu")
         assert "--precision bf16 needs a CPU with AVX512-BF16 or a CUDA GPU" in one_line(result)
         assert result.code == 2
@@ -390,7 +391,7 @@ class TestBadInput:
     def test_weights_of_fewer_bits_on_a_gpu(
         self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("charrnn.device.choose_device", lambda _: torch.device("meta"))
+        monkeypatch.setattr("charrnn.compute.device.choose_device", lambda _: torch.device("meta"))
         result = cli("sample", texts["trained"], "--weights", "bf16")
         assert "--weights bf16 is for a CPU: leave it out on meta" in one_line(result)
         assert result.code == 2
@@ -459,7 +460,7 @@ class TestBadInput:
     def test_memory_that_is_refused(
         self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception
     ) -> None:
-        monkeypatch.setattr("charrnn.trained.load_model", mock.Mock(side_effect=error))
+        monkeypatch.setattr("charrnn.storage.trained.load_model", mock.Mock(side_effect=error))
         result = cli("sample", texts["trained"])
         assert one_line(result) == "charrnn: out of memory: close other programs\n"
         assert result.code == 1
@@ -483,7 +484,7 @@ class TestBadInput:
         assert one_line(cli(*begin, "--quiet").without_notes) == (
             f"{more}; step 2 is saved whole: go on from it with: {go_on}\n"
         )
-        monkeypatch.setattr("charrnn.resuming.resume", mock.Mock(side_effect=MemoryError))
+        monkeypatch.setattr("charrnn.runs.resuming.resume", mock.Mock(side_effect=MemoryError))
         assert one_line(cli("train", "--run", run, "--resume")) == f"{more}\n"
 
     def test_a_thread_that_is_refused(
@@ -503,7 +504,7 @@ class TestBadInput:
     ) -> None:
         """As where Python was compiled without the headers of xz."""
         error = ModuleNotFoundError("No module named '_lzma'", name="_lzma")
-        monkeypatch.setattr("charrnn.trained.load_model", mock.Mock(side_effect=error))
+        monkeypatch.setattr("charrnn.storage.trained.load_model", mock.Mock(side_effect=error))
         result = cli("sample", texts["trained"])
         assert one_line(result) == "charrnn: this Python was built without _lzma: use another one\n"
         assert result.code == 1
@@ -517,7 +518,7 @@ class TestBadInput:
         kind: type[Exception],
     ) -> None:
         error = kind("libtorch_cpu.so: failed to map segment from shared object")
-        monkeypatch.setattr("charrnn.trained.load_model", mock.Mock(side_effect=error))
+        monkeypatch.setattr("charrnn.storage.trained.load_model", mock.Mock(side_effect=error))
         result = cli("sample", texts["trained"])
         assert one_line(result) == (
             "charrnn: a library cannot be loaded: libtorch_cpu.so: failed to map segment from "
@@ -530,7 +531,7 @@ class TestBadInput:
         self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         error = KeyError("weight\nmissing")
-        monkeypatch.setattr("charrnn.trained.load_model", mock.Mock(side_effect=error))
+        monkeypatch.setattr("charrnn.storage.trained.load_model", mock.Mock(side_effect=error))
         result = cli("sample", texts["trained"])
         assert "this is a fault in charrnn, KeyError" in one_line(result)
         assert result.code == 1
@@ -765,8 +766,8 @@ def test_every_option_of_a_training_reaches_what_it_is_trained_by(
             raise UsageError("this is enough")
 
     monkeypatch.setattr(recipe, "refuse_nonsense", stop)
-    monkeypatch.setattr("charrnn.train_command.TextChoices", Text)
-    monkeypatch.setattr("charrnn.comparison.Plan", Planned)
+    monkeypatch.setattr("charrnn.commands.train.TextChoices", Text)
+    monkeypatch.setattr("charrnn.runs.comparison.Plan", Planned)
     named = {"optimiser": "sgd", "precision": "bf16", "match": "hidden", "encoding": "auto"}
     value = named.get(option.name, 2)
     words = (option.opts[-1],) if option.is_flag else (option.opts[-1], value)

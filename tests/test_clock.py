@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from charrnn import clock
-from charrnn.clock import Clock
+from charrnn.runs import clock
+from charrnn.runs.clock import Clock
 from tests.conftest import ENVIRONMENT
 
 
@@ -65,7 +65,7 @@ def test_is_looked_at_as_long_as_it_is_entered(wall: Wall, monkeypatch: pytest.M
 def test_a_process_that_is_stopped() -> None:
     """By SIGSTOP, which it cannot handle."""
     program = (
-        "from charrnn import clock\n"
+        "from charrnn.runs import clock\n"
         "clock.LEAST = 1.0\n"
         "with clock.Clock() as ours:\n"
         "    print('ready', flush=True)\n"

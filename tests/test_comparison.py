@@ -20,10 +20,16 @@ import pytest
 import torch
 
 from charrnn import recipe
-from charrnn.cells import CELLS
-from charrnn.checkpoint import Checkpoint, load, read_description, save
-from charrnn.comparing import RunStarted, _unequal_minutes, compare, matched_hidden, shapes
-from charrnn.comparison import (
+from charrnn.commands.stopping import Stopped
+from charrnn.compute.machine import machine, processor
+from charrnn.config import CELL_NAMES, CellName, ModelConfig, PrecisionName
+from charrnn.errors import CorpusError, RunFolderError, UsageError
+from charrnn.inference.evaluation import Scores, score
+from charrnn.network.cells import CELLS
+from charrnn.network.model import CharModel
+from charrnn.network.update import window_loss
+from charrnn.runs.comparing import RunStarted, _unequal_minutes, compare, matched_hidden, shapes
+from charrnn.runs.comparison import (
     STUDENT,
     TOLERANCE,
     CellResult,
@@ -36,18 +42,12 @@ from charrnn.comparison import (
     read_results,
     refuse_comparison,
 )
-from charrnn.config import CELL_NAMES, CellName, ModelConfig, PrecisionName
-from charrnn.errors import CorpusError, RunFolderError, UsageError
-from charrnn.evaluation import Scores, score
-from charrnn.events import Finished
-from charrnn.machine import machine, processor
-from charrnn.metrics import read_metrics
-from charrnn.model import CharModel
-from charrnn.reading import TextRecord
-from charrnn.runfolder import RunFolder
-from charrnn.stopping import Stopped
-from charrnn.trained import load_model
-from charrnn.update import window_loss
+from charrnn.runs.events import Finished
+from charrnn.storage.checkpoint import Checkpoint, load, read_description, save
+from charrnn.storage.metrics import read_metrics
+from charrnn.storage.reading import TextRecord
+from charrnn.storage.runfolder import RunFolder
+from charrnn.storage.trained import load_model
 from charrnn.wording import flag
 from tests.conftest import (
     Cli,
@@ -80,8 +80,8 @@ def poison_losses(monkeypatch: pytest.MonkeyPatch, updates: Collection[int]) -> 
         loss, after = window_loss(*window, **named)
         return loss * (math.nan if next(losses) in updates else 1), after
 
-    monkeypatch.setattr("charrnn.update.window_loss", poisoned)
-    monkeypatch.setattr("charrnn.training.SAVE_SHARE", 1e9)
+    monkeypatch.setattr("charrnn.network.update.window_loss", poisoned)
+    monkeypatch.setattr("charrnn.runs.training.SAVE_SHARE", 1e9)
 
 
 def timeless(value: Any) -> Any:
@@ -426,7 +426,7 @@ class TestCompare:
             folders.append(folder)
             raise UsageError("it is seen")
 
-        monkeypatch.setattr("charrnn.watching.watch_comparison", watch)
+        monkeypatch.setattr("charrnn.commands.watching.watch_comparison", watch)
         (tmp_path / "v[1]").mkdir()
         monkeypatch.chdir(tmp_path / "v[1]")
         cli("compare", "poems-*.txt", *QUICK)
@@ -482,8 +482,8 @@ class TestCompare:
             given.update(of)
             raise UsageError("they are seen")
 
-        monkeypatch.setattr("charrnn.comparing.shapes", refuse)
-        monkeypatch.setattr("charrnn.comparing.recurs_in_bf16", lambda _device: True)
+        monkeypatch.setattr("charrnn.runs.comparing.shapes", refuse)
+        monkeypatch.setattr("charrnn.runs.comparing.recurs_in_bf16", lambda _device: True)
         (tmp_path / "text").write_text("abcab" * 20)
         plan = Plan(texts=(str(tmp_path / "text"),), steps=1, min_count=20)
         with pytest.raises(UsageError, match="they are seen"):
@@ -532,7 +532,7 @@ class TestCompare:
             counted.append(replace(score(*of, **how), seconds=0.5))
             return counted[-1]
 
-        monkeypatch.setattr("charrnn.comparing.score", timed)
+        monkeypatch.setattr("charrnn.runs.comparing.score", timed)
         plan = Plan(
             texts=(str(prose),), cells=("gru",), steps=2, seed=3, layers=2, hidden=5, batch_size=3,
             bptt=11, test_share=0.0, match="hidden",
@@ -590,10 +590,10 @@ class TestCompare:
         text, folder = tmp_path / "text", tmp_path / "comparison"
         text.write_bytes(prose.read_bytes())
         words = ("--steps", 2, "--batch-size", 3, "--bptt", 11, "--cell", "rnn", "--cell", "gru")
-        monkeypatch.setattr("charrnn.comparing.recurs_in_bf16", lambda device: False)
+        monkeypatch.setattr("charrnn.runs.comparing.recurs_in_bf16", lambda device: False)
         first = cli("compare", text, "--run", folder, *words, "--json")
         text.unlink()
-        monkeypatch.setattr("charrnn.comparing.recurs_in_bf16", lambda device: True)
+        monkeypatch.setattr("charrnn.runs.comparing.recurs_in_bf16", lambda device: True)
         again = cli("compare", "--run", folder, "--resume", "--json")
         assert (again.code, again.err) == (0, "")
         assert timeless(json.loads(again.out)) == timeless(json.loads(first.out))
@@ -692,7 +692,7 @@ class TestCompare:
     ) -> None:
         poison_losses(monkeypatch, failing)
         unread = Mock(side_effect=BrokenPipeError)
-        monkeypatch.setattr("charrnn.score_view.print_comparison", unread)
+        monkeypatch.setattr("charrnn.views.score_view.print_comparison", unread)
         words = ("--cell", "rnn", "--cell", "gru", "--device", "cpu", *QUICK, "--quiet")
         assert cli("compare", prose, *words, "--run", tmp_path / "comparison").code == code
         assert unread.called
@@ -737,7 +737,7 @@ class TestCompare:
             scores = score(*of, **how)
             return replace(scores, nats=next(first, scores.nats))
 
-        monkeypatch.setattr("charrnn.comparing.score", poisoned)
+        monkeypatch.setattr("charrnn.runs.comparing.score", poisoned)
         words = ("--cell", "rnn", "--cell", "gru", "--valid-share", 0, "--run", folder, *QUICK)
         done = cli("compare", prose, *words, "--device", "cpu", "--json")
         assert done.code == 1
@@ -842,8 +842,8 @@ class TestCompare:
     def test_it_goes_on_in_the_precision_that_it_began_in(
         self, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("charrnn.comparing.recurs_in_bf16", lambda _device: True)
-        monkeypatch.setattr("charrnn.starting.multiplies_bf16", lambda _device: True)
+        monkeypatch.setattr("charrnn.runs.comparing.recurs_in_bf16", lambda _device: True)
+        monkeypatch.setattr("charrnn.runs.starting.multiplies_bf16", lambda _device: True)
         cells: tuple[CellName, ...] = ("rnn", "gru")
         plan = Plan(texts=(str(prose),), cells=cells, steps=3, hidden=5, batch_size=2, bptt=9)
         events = compare(tmp_path / "all", plan, device=CPU)
@@ -852,7 +852,7 @@ class TestCompare:
         plan = open_plan(tmp_path / "all")
         assert plan.precision == "bf16"
         for module in ("comparing", "starting", "resuming"):
-            monkeypatch.setattr(f"charrnn.{module}.multiplies_bf16", lambda _device: False)
+            monkeypatch.setattr(f"charrnn.runs.{module}.multiplies_bf16", lambda _device: False)
         (tmp_path / "all" / "rnn-seed1" / "result.json").unlink()
         with pytest.raises(UsageError, match="the comparison began in bf16, which this device"):
             list(compare(tmp_path / "all", plan, begun=open_plan(tmp_path / "all"), device=CPU))
@@ -874,7 +874,7 @@ class TestCompare:
     ) -> None:
         words = ("--cell", "rnn", "--run", tmp_path / "all", *QUICK, "--quiet")
         with monkeypatch.context() as patch:
-            patch.setattr("charrnn.runfolder.write_json", refuse_to_save)
+            patch.setattr("charrnn.storage.runfolder.write_json", refuse_to_save)
             failed = cli("compare", prose, *words)
         go_on = shlex.join(["charrnn", "compare", "--run", f"{tmp_path}/all", "--resume"])
         assert failed.err.endswith(
@@ -966,7 +966,7 @@ class TestCompare:
             asked.append(name)
             return CPU
 
-        monkeypatch.setattr("charrnn.device.choose_device", choose)
+        monkeypatch.setattr("charrnn.compute.device.choose_device", choose)
         file = folder / "comparison.json"
         began = json.loads(file.read_text()) | {"device": "mps"}
         again = ("compare", "--run", folder, "--resume")
@@ -1142,7 +1142,7 @@ class TestCompare:
         def stop(*_: object) -> None:
             signal.raise_signal(signal.SIGINT)
 
-        monkeypatch.setattr("charrnn.comparing.divide", stop)
+        monkeypatch.setattr("charrnn.runs.comparing.divide", stop)
         done = cli("compare", "--run", uninterrupted, "--resume", "--seeds", 3)
         assert done.code == 130
         run = shlex.quote(str(uninterrupted))
@@ -1158,7 +1158,7 @@ class TestCompare:
     ) -> None:
         (tmp_path / "-t.txt").write_bytes(prose.read_bytes())
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("charrnn.comparing.divide", Mock(side_effect=Stopped(2)))
+        monkeypatch.setattr("charrnn.runs.comparing.divide", Mock(side_effect=Stopped(2)))
         done = cli("compare", "--run", uninterrupted, "--resume", "--seeds", 3, "--", "-t.txt")
         assert done.code == 130
         run = shlex.quote(str(uninterrupted))

@@ -20,9 +20,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from charrnn.corpus import Corpus, TextFile, scan, split
-from charrnn.decoding import text_encoding
 from charrnn.errors import CorpusError, UsageError
+from charrnn.text.corpus import Corpus, TextFile, scan, split
+from charrnn.text.decoding import text_encoding
 from tests.conftest import assert_one_line, text_of, write
 
 # Characters of one to four bytes in utf-8, CRLF, lone CR, a combining mark, plane 16.
@@ -739,7 +739,7 @@ class TestChangedSinceTheScan:
                 stream.write(b"more")
             return bincount(codes)
 
-        monkeypatch.setattr("charrnn.corpus.np.bincount", grow)
+        monkeypatch.setattr("charrnn.text.corpus.np.bincount", grow)
         with pytest.raises(CorpusError) as error:
             scan([name])
         assert_one_line(error, "growing.txt changed while it was read")

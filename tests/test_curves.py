@@ -7,8 +7,8 @@ from unittest import mock
 
 import pytest
 
-from charrnn.figures import line_chart
-from charrnn.report import assessment_page
+from charrnn.views.figures import line_chart
+from charrnn.views.report import assessment_page
 from tests.pages import ORIGIN, assessment, check, compare_page, comparison, log, portrait
 
 
@@ -71,7 +71,7 @@ def test_what_is_cut_off_is_said_and_nothing_else(
     ]
     drawn = [portrait(str(n), log=rows, inspection=None) for n, rows in enumerate(logs)]
     chart = mock.Mock(wraps=line_chart)
-    monkeypatch.setattr("charrnn.curves.line_chart", chart)
+    monkeypatch.setattr("charrnn.views.curves.line_chart", chart)
     page = check(assessment_page([assessment() for _ in logs], drawn, "poem", ORIGIN))
     for call in chart.call_args_list:
         assert call.kwargs["y_range"] == pytest.approx((2.0 - 0.054, 2.9 + 0.054))
@@ -86,7 +86,7 @@ def test_the_scale_has_room_for_the_training_too(monkeypatch: pytest.MonkeyPatch
     ]
     rows.append({"characters": 3000.0, "seconds": 80.0, "valid_nats_per_char": 1.9})
     chart = mock.Mock(wraps=line_chart)
-    monkeypatch.setattr("charrnn.curves.line_chart", chart)
+    monkeypatch.setattr("charrnn.views.curves.line_chart", chart)
     page = check(
         assessment_page(
             [assessment()], [portrait("one", log=rows, inspection=None)], "poem", ORIGIN
@@ -105,7 +105,7 @@ def test_a_loss_that_leaps_leaves_the_others_apart(
         for n, nats in ((1, 99.0), (10, worst), (20, 3.1), (30, 2.0))
     ]
     chart = mock.Mock(wraps=line_chart)
-    monkeypatch.setattr("charrnn.curves.line_chart", chart)
+    monkeypatch.setattr("charrnn.views.curves.line_chart", chart)
     page = check(
         assessment_page(
             [assessment()], [portrait("one", log=rows, inspection=None)], "poem", ORIGIN
@@ -128,8 +128,8 @@ def test_a_run_is_drawn_by_all_its_validations_and_a_thinned_training(
 ) -> None:
     """Seven updates become three points: the means of three, of two and of two."""
     chart = mock.Mock(return_value="")
-    monkeypatch.setattr("charrnn.curves.line_chart", chart)
-    monkeypatch.setattr("charrnn.curves.POINTS", 3)
+    monkeypatch.setattr("charrnn.views.curves.line_chart", chart)
+    monkeypatch.setattr("charrnn.views.curves.POINTS", 3)
     assessment_page([assessment()], [portrait("one", log=log(7, 4))], "poem", ORIGIN)
     for call, name, scale in zip(
         chart.call_args_list, ("character-characters", "character-seconds"), (100, 0.5), strict=True

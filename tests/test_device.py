@@ -10,8 +10,8 @@ from unittest import mock
 import pytest
 import torch
 
-from charrnn import device
-from charrnn.device import choose_device, is_here, multiplies_bf16, recurs_in_bf16
+from charrnn.compute import device
+from charrnn.compute.device import choose_device, is_here, multiplies_bf16, recurs_in_bf16
 from charrnn.errors import UsageError
 from tests.conftest import ENVIRONMENT, Cli
 

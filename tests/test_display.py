@@ -16,12 +16,10 @@ import torch
 from rich.console import Console
 
 from charrnn import recipe
-from charrnn.baselines import compressed_nats, unigram_nats
 from charrnn.config import TextChoices
-from charrnn.corpus import scan
-from charrnn.display import Display, _LiveTerminal, open_display
-from charrnn.evaluation import Scores
-from charrnn.events import (
+from charrnn.inference.baselines import compressed_nats, unigram_nats
+from charrnn.inference.evaluation import Scores
+from charrnn.runs.events import (
     Event,
     Finished,
     Logged,
@@ -34,11 +32,13 @@ from charrnn.events import (
     Validated,
     Validating,
 )
-from charrnn.run import Run
-from charrnn.runfolder import RunFolder
-from charrnn.starting import start
-from charrnn.terminal import Output, say_on, to_json
-from charrnn.vocabulary import Vocabulary
+from charrnn.runs.run import Run
+from charrnn.runs.starting import start
+from charrnn.storage.runfolder import RunFolder
+from charrnn.text.corpus import scan
+from charrnn.text.vocabulary import Vocabulary
+from charrnn.views.display import Display, _LiveTerminal, open_display
+from charrnn.views.terminal import Output, say_on, to_json
 from charrnn.wording import duration, printable
 from tests.conftest import refusing
 
@@ -136,7 +136,7 @@ class TestPlain:
     def test_says_how_much_of_a_long_text_bzip2_takes(
         self, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr("charrnn.display.MOST_COMPRESSED", 599)
+        monkeypatch.setattr("charrnn.views.display.MOST_COMPRESSED", 599)
         open_display(as_json=False, quiet=False).start(run)
         bits = run.baselines["bzip2"] / math.log(2)
         assert f" ({bits:.3f}) of the first 599 held out\n" in capsys.readouterr().err
@@ -248,7 +248,7 @@ class TestPlain:
     def test_holds_the_best_loss_against_no_compressor_of_other_characters(
         self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("charrnn.run.MOST_COMPRESSED", 599)
+        monkeypatch.setattr("charrnn.runs.run.MOST_COMPRESSED", 599)
         _, best, _ = said(run, Finished("done", complete=True), capsys).splitlines()
         assert best.endswith(f" at step 1,100; unigram {run.baselines['unigram']:.3f} nats")
         run.progress.validate_characters = 600
@@ -409,7 +409,7 @@ class TestPlain:
         self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         clock = [100.0]
-        monkeypatch.setattr("charrnn.display.time.monotonic", lambda: clock[0])
+        monkeypatch.setattr("charrnn.views.display.time.monotonic", lambda: clock[0])
         display = open_display(as_json=False, quiet=False)
         display.start(run)
         capsys.readouterr()
@@ -742,7 +742,7 @@ class TestLive:
     ) -> None:
         shares: list[float] = []
         monkeypatch.setattr(
-            "charrnn.display.ProgressBar",
+            "charrnn.views.display.ProgressBar",
             lambda total, completed: shares.append(completed / total) or "",  # type: ignore[func-returns-value]
         )
         display.start(run)

@@ -19,14 +19,15 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import typer
 
-from charrnn import optimiser, recipe
-from charrnn.baselines import MOST_COMPRESSED
+from charrnn import recipe
+from charrnn.analysis.inspection import Inspection
 from charrnn.cli import app
-from charrnn.comparison import RunResult
 from charrnn.config import CellName
-from charrnn.inspection import Inspection
-from charrnn.planning import LEAST_TIMED
-from charrnn.reading import MOST_FILES
+from charrnn.inference.baselines import MOST_COMPRESSED
+from charrnn.network import optimiser
+from charrnn.runs.comparison import RunResult
+from charrnn.runs.planning import LEAST_TIMED
+from charrnn.storage.reading import MOST_FILES
 from tests.conftest import Cli, documented_fields
 from tests.promises import PROMISES
 
@@ -156,7 +157,7 @@ def test_nobody_is_sent_to_the_package_of_somebody_else(page: Path) -> None:
             assert "charrnn" not in shlex.split(found[1].replace("'", "")), line
 
 
-@pytest.mark.parametrize("name", ["score_words", "vocabulary", "wording"])
+@pytest.mark.parametrize("name", ["text.vocabulary", "views.score_words", "wording"])
 def test_examples_in_docstrings(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"charrnn.{name}"))
     assert result.attempted > 0
@@ -277,7 +278,7 @@ def test_the_pages_have_the_limits_of_the_program(page: str, line: str) -> None:
 
 
 def test_every_variable_that_is_asked_for_is_documented() -> None:
-    code = [path.read_text(encoding="utf-8") for path in (ROOT / "charrnn").glob("*.py")]
+    code = [path.read_text(encoding="utf-8") for path in (ROOT / "charrnn").rglob("*.py")]
     lines = [line for source in code for line in source.splitlines() if "environ" in line]
     asked = set(re.findall(r'"([A-Z][A-Z_]+)"', "\n".join(lines)))
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from charrnn.config import CellName, ModelConfig
-from charrnn.dynamic import EPSILON, dynamic_prices
-from charrnn.evaluation import prices, total
-from charrnn.model import CharModel
-from charrnn.trained import load_model
-from charrnn.vocabulary import UNKNOWN, Vocabulary
+from charrnn.inference.dynamic import EPSILON, dynamic_prices
+from charrnn.inference.evaluation import prices, total
+from charrnn.network.model import CharModel
+from charrnn.storage.trained import load_model
+from charrnn.text.vocabulary import UNKNOWN, Vocabulary
 from tests import small
 from tests.conftest import make_part, make_prose
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from charrnn.analysis.equations import CHARACTERS, SHOWN, write_out
 from charrnn.config import CellName
-from charrnn.equations import CHARACTERS, SHOWN, write_out
-from charrnn.model import CharModel
-from charrnn.vocabulary import Vocabulary
+from charrnn.network.model import CharModel
+from charrnn.text.vocabulary import Vocabulary
 from tests import small
 
 TEXT = "abacabadabacabae" * 20

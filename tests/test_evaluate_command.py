@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from charrnn.baselines import COMPRESSORS
-from charrnn.checkpoint import load, read_description, save
 from charrnn.config import TextSource
-from charrnn.corpus import Corpus, _scan_file, scan
-from charrnn.subject import load_subjects
-from charrnn.trained import load_model
+from charrnn.inference.baselines import COMPRESSORS
+from charrnn.runs.subject import load_subjects
+from charrnn.storage.checkpoint import load, read_description, save
+from charrnn.storage.trained import load_model
+from charrnn.text.corpus import Corpus, _scan_file, scan
 from tests.conftest import (
     QUICK,
     Cli,
@@ -88,7 +88,7 @@ class TestEvaluate:
             read.append(path)
             return _scan_file(path, *rest)
 
-        monkeypatch.setattr("charrnn.corpus._scan_file", scan_file)
+        monkeypatch.setattr("charrnn.text.corpus._scan_file", scan_file)
         models = (run, run / "last.safetensors")
         options = [word.format(folder=folder) for word in words.split()]
         result = cli("evaluate", *models, *options, "--baselines", "--json")
@@ -153,7 +153,7 @@ class TestEvaluate:
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """If few updates are planned, validations score only the beginning."""
-        monkeypatch.setattr("charrnn.planning.plan_validations", lambda *_: (2, 100))
+        monkeypatch.setattr("charrnn.runs.planning.plan_validations", lambda *_: (2, 100))
         run = tmp_path / "run"
         assert cli("train", prose, "--run", run, *QUICK).code == 0
         result = cli("evaluate", run, "--part", "valid")
@@ -271,7 +271,7 @@ class TestEvaluate:
             read.append(texts)
             return scan(texts, encoding)
 
-        monkeypatch.setattr("charrnn.subject.scan", counting)
+        monkeypatch.setattr("charrnn.runs.subject.scan", counting)
         (subject,) = load_subjects(
             [trained], TextSource(texts=(str(text),)), torch.device("cpu"),
             with_training=with_training, tell=print,
@@ -354,8 +354,12 @@ class TestEvaluate:
         self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         cpu = torch.device("cpu")
-        monkeypatch.setattr("charrnn.device.choose_device", lambda _name: torch.device("mps"))
-        monkeypatch.setattr("charrnn.subject.load_model", lambda path, _: load_model(path, cpu))
+        monkeypatch.setattr(
+            "charrnn.compute.device.choose_device", lambda _name: torch.device("mps")
+        )
+        monkeypatch.setattr(
+            "charrnn.runs.subject.load_model", lambda path, _: load_model(path, cpu)
+        )
         words = ("evaluate", trained, "--text", trained / "metrics.jsonl")
         for options in ((), ("--json",)):
             result = cli(*words, *options)
@@ -366,8 +370,10 @@ class TestEvaluate:
         self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         cpu = torch.device("cpu")
-        monkeypatch.setattr("charrnn.device.choose_device", lambda _name: torch.device("mps"))
-        for module in ("trained", "subject"):
+        monkeypatch.setattr(
+            "charrnn.compute.device.choose_device", lambda _name: torch.device("mps")
+        )
+        for module in ("storage.trained", "runs.subject"):
             name = f"charrnn.{module}.load_model"
             monkeypatch.setattr(name, lambda path, _: load_model(path, cpu))
         result = cli("sample", trained, "--length", 3, "--json")
@@ -491,7 +497,9 @@ class TestEvaluate:
     def test_a_file_of_prices_is_refused_before_anything_is_measured(
         self, cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("charrnn.watching.price_baselines", lambda *_: pytest.fail("it was"))
+        monkeypatch.setattr(
+            "charrnn.commands.watching.price_baselines", lambda *_: pytest.fail("it was")
+        )
         words = ("--part", "valid", "--baselines", "--per-char", tmp_path / "missing" / "x")
         done = cli("evaluate", trained, *words)
         assert done.code == 1
@@ -516,7 +524,7 @@ class TestEvaluate:
     def test_says_how_far_it_is(
         self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...]
     ) -> None:
-        monkeypatch.setattr("charrnn.stdio.Meter.PLAIN", 0.0)
+        monkeypatch.setattr("charrnn.commands.stdio.Meter.PLAIN", 0.0)
         words = ("evaluate", trained, "--part", "valid", "--dynamic", *options)
         for more in ((), ("--json",)):
             said = cli(*words, *more).err
@@ -527,7 +535,7 @@ class TestEvaluate:
     def test_says_how_far_the_rest_is(
         self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("charrnn.stdio.Meter.PLAIN", 0.0)
+        monkeypatch.setattr("charrnn.commands.stdio.Meter.PLAIN", 0.0)
         words = ("evaluate", trained, trained / "last.safetensors", "--part", "valid")
         said = cli(*words, "--baselines", "--by-position", 7).err.splitlines()
         priced = ["scored by the n-gram model", *(f"compressed by {name}" for name in COMPRESSORS)]
@@ -649,8 +657,10 @@ class TestEvaluate:
     def test_exact_and_default_agree(
         self, cli: Cli, trained: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("charrnn.evaluation.SHORTEST_LANE", 300)  # the default has 20 lanes
-        monkeypatch.setattr("charrnn.evaluation.WARM_UP", 9)  # too short to forget all
+        monkeypatch.setattr(
+            "charrnn.inference.evaluation.SHORTEST_LANE", 300
+        )  # the default has 20 lanes
+        monkeypatch.setattr("charrnn.inference.evaluation.WARM_UP", 9)  # too short to forget all
         results = [
             json.loads(cli("evaluate", trained, "--text", prose, "--json", *options).out)[0]
             for options in ((), ("--exact",))

@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn import evaluation, native
-from charrnn.assessment import assess
-from charrnn.baselines import Baseline
+from charrnn.compute import native
 from charrnn.config import CellName, EvaluateConfig
-from charrnn.corpus import scan
-from charrnn.evaluation import (
+from charrnn.inference import evaluation
+from charrnn.inference.assessment import assess
+from charrnn.inference.baselines import Baseline
+from charrnn.inference.evaluation import (
     Interrupted,
     Prices,
     Scores,
@@ -27,10 +27,11 @@ from charrnn.evaluation import (
     score_by_position,
     total,
 )
-from charrnn.model import CharModel, Hidden
-from charrnn.score_words import assessments_say
-from charrnn.trained import load_model
-from charrnn.vocabulary import UNKNOWN, Vocabulary
+from charrnn.network.model import CharModel, Hidden
+from charrnn.storage.trained import load_model
+from charrnn.text.corpus import scan
+from charrnn.text.vocabulary import UNKNOWN, Vocabulary
+from charrnn.views.score_words import assessments_say
 from tests import small
 from tests.conftest import UNICODE, make_framed_part, make_prose, make_text
 
@@ -215,7 +216,7 @@ class TestPrices:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         now = [0.0]
-        monkeypatch.setattr("charrnn.evaluation.time.perf_counter", lambda: now[0])
+        monkeypatch.setattr("charrnn.inference.evaluation.time.perf_counter", lambda: now[0])
 
         def priced() -> Iterator[Prices]:
             for position in (1, 3):

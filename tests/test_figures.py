@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from charrnn.figures import Dots, Line, Rule, dot_chart, line_chart, number, saturation_chart
+from charrnn.views.figures import (
+    Dots,
+    Line,
+    Rule,
+    dot_chart,
+    line_chart,
+    number,
+    saturation_chart,
+)
 
 
 class TestFigures:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from charrnn.corpus import scan
 from charrnn.errors import CorpusError
-from charrnn.files import (
+from charrnn.text.corpus import scan
+from charrnn.text.files import (
     PLAN,
     absolute_names,
     embedded_corpus,
@@ -399,14 +399,14 @@ class TestEmbeddedCorpus:
     def test_a_file_with_two_names_is_one(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        monkeypatch.setattr("charrnn.files.sysconfig.get_path", lambda _name: str(tmp_path))
+        monkeypatch.setattr("charrnn.text.files.sysconfig.get_path", lambda _name: str(tmp_path))
         (tmp_path / "b.py").write_text("import this\n")
         (tmp_path / "c.py").symlink_to("b.py")
         (tmp_path / "d.py").write_text("import that\n")
         assert [Path(name).name for name in embedded_corpus()] == ["b.py", "d.py"]
 
     def test_python_without_sources(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setattr("charrnn.files.sysconfig.get_path", lambda _name: str(tmp_path))
+        monkeypatch.setattr("charrnn.text.files.sysconfig.get_path", lambda _name: str(tmp_path))
         with pytest.raises(CorpusError) as error:
             embedded_corpus()
         assert_one_line(error, "no sources", str(tmp_path))

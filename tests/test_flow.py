@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn import flow as module
-from charrnn.cells import GRU, LSTM, Cell, State
+from charrnn.analysis import flow as module
+from charrnn.analysis.flow import gradient_flow, initial_model, with_spectral_radius
+from charrnn.analysis.unrolled import unroll_model
 from charrnn.config import CellName
 from charrnn.errors import UsageError
-from charrnn.flow import gradient_flow, initial_model, with_spectral_radius
-from charrnn.model import CharModel
-from charrnn.unrolled import unroll_model
+from charrnn.network.cells import GRU, LSTM, Cell, State
+from charrnn.network.model import CharModel
 from tests.small import make_model, make_stretch, zero_
 
 

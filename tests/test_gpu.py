@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from charrnn.checkpoint import LAST, load
 from charrnn.config import CellName
 from charrnn.recipe import GPU_UNITS
+from charrnn.storage.checkpoint import LAST, load
 from tests.conftest import Cli, Result, make_prose
 
 pytestmark = pytest.mark.gpu

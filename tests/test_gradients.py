@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from charrnn import gradients as module
+from charrnn.analysis import gradients as module
+from charrnn.analysis.gradients import SHARES, cuts, truncation
+from charrnn.analysis.norms import clipping
 from charrnn.config import CellName, TrainConfig
 from charrnn.errors import UsageError
-from charrnn.gradients import SHARES, cuts, truncation
-from charrnn.inspection_words import clipping_says
-from charrnn.model import CharModel, Hidden, detach
-from charrnn.norms import clipping
-from charrnn.update import window_loss
+from charrnn.network.model import CharModel, Hidden, detach
+from charrnn.network.update import window_loss
+from charrnn.views.inspection_words import clipping_says
 from tests import small
 
 SYMBOLS = 7

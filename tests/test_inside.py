@@ -8,16 +8,16 @@ from unittest import mock
 
 import pytest
 
-from charrnn.activity import Activation, GateUse, Unit, UnitFound
-from charrnn.equations import Quantity, Step
-from charrnn.figures import Dots, Line, Rule
-from charrnn.flow import Reach
-from charrnn.gradients import Truncation, Window
-from charrnn.inside import inside_sections
-from charrnn.inspection import Inspection
-from charrnn.inspection_words import NORMS_SAY, ZERO_SAYS
-from charrnn.memory import Memory
-from charrnn.norms import Clipping, Period
+from charrnn.analysis.activity import Activation, GateUse, Unit, UnitFound
+from charrnn.analysis.equations import Quantity, Step
+from charrnn.analysis.flow import Reach
+from charrnn.analysis.gradients import Truncation, Window
+from charrnn.analysis.inspection import Inspection
+from charrnn.analysis.memory import Memory
+from charrnn.analysis.norms import Clipping, Period
+from charrnn.views.figures import Dots, Line, Rule
+from charrnn.views.inside import inside_sections
+from charrnn.views.inspection_words import NORMS_SAY, ZERO_SAYS
 from tests.pages import SHAPE, flow, inspection, portrait
 
 
@@ -34,7 +34,7 @@ class TestChartsOfTheInside:
             return "drawn"
 
         for kind in ("line_chart", "dot_chart", "saturation_chart"):
-            monkeypatch.setattr(f"charrnn.inside.{kind}", keep)
+            monkeypatch.setattr(f"charrnn.views.inside.{kind}", keep)
         return found
 
     def show(self, *seen: Inspection | None, layers: int = 1) -> str:

@@ -18,18 +18,23 @@ import torch
 from rich.cells import cell_len
 from rich.text import Text
 
-from charrnn import flow, gradients
-from charrnn import inspection as module
-from charrnn.activity import Activation, GateUse, Pace, Unit, UnitFound
-from charrnn.checkpoint import load, save
+from charrnn.analysis import flow, gradients
+from charrnn.analysis import inspection as module
+from charrnn.analysis.activity import Activation, GateUse, Pace, Unit, UnitFound
+from charrnn.analysis.equations import SHOWN, Quantity, Step
+from charrnn.analysis.flow import GradientFlow, Reach, gradient_flow, initial_model
+from charrnn.analysis.gradients import Cut, Truncation, Window, cuts
+from charrnn.analysis.memory import Memory
+from charrnn.analysis.norms import Clipping, Period
+from charrnn.analysis.properties import PROPERTIES
+from charrnn.analysis.stretch import read_stretch
 from charrnn.config import MEASUREMENTS, CellName, InspectConfig, TrainConfig
-from charrnn.corpus import scan
-from charrnn.equations import SHOWN, Quantity, Step
 from charrnn.errors import UsageError
-from charrnn.flow import GradientFlow, Reach, gradient_flow, initial_model
-from charrnn.gradients import Cut, Truncation, Window, cuts
-from charrnn.inspection_view import print_inspection
-from charrnn.inspection_words import (
+from charrnn.storage.checkpoint import load, save
+from charrnn.storage.trained import load_model
+from charrnn.text.corpus import scan
+from charrnn.views.inspection_view import print_inspection
+from charrnn.views.inspection_words import (
     NORMS_SAY,
     clipping_lines,
     clipping_says,
@@ -49,11 +54,6 @@ from charrnn.inspection_words import (
     unit_lines,
     units_say,
 )
-from charrnn.memory import Memory
-from charrnn.norms import Clipping, Period
-from charrnn.properties import PROPERTIES
-from charrnn.stretch import read_stretch
-from charrnn.trained import load_model
 from tests.conftest import Cli, Result, make_prose
 from tests.small import ALPHABET, make_model, make_stretch, vocabulary, zero_
 

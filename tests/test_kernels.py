@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from charrnn import kernels
-from charrnn.kernels import dropout, linear, mean_cross_entropy
+from charrnn.compute import kernels
+from charrnn.compute.kernels import dropout, linear, mean_cross_entropy
 
 T, B, K, N = 5, 3, 7, 11
 #: Error allowed in a sum of a few products, by the type of the arithmetic.
@@ -192,7 +192,7 @@ class TestDropout:
             seen.append((*x.shape, share))
             return drop(x, share)
 
-        monkeypatch.setattr("charrnn.kernels.F.dropout", noted)
+        monkeypatch.setattr("charrnn.compute.kernels.F.dropout", noted)
         out = dropout(torch.empty(T, B, K, device="meta"), 0.4, masks)
         assert out.shape == (masks * T, B, K)
         assert seen == [(masks, T, B, K, 0.4)], "a draw for each entry of each mask"

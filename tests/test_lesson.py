@@ -26,9 +26,9 @@ import pytest
 import typer
 
 from charrnn.cli import app
-from charrnn.figures import Line, line_chart
-from charrnn.files import embedded_corpus
-from charrnn.page import STYLE
+from charrnn.text.files import embedded_corpus
+from charrnn.views.figures import Line, line_chart
+from charrnn.views.page import STYLE
 from lesson import memory
 from lesson.__main__ import SECTIONS, main, page
 from lesson.gradients import clipping, judge_clipping, judge_radii, radii, shares_left
@@ -927,9 +927,10 @@ def test_a_page_begins_with_what_its_numbers_rest_on(
 def test_what_is_measured_comes_from_the_commands() -> None:
     """Nothing that trains, scores or loads a model is imported."""
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "lesson").glob("*.py")]
-    imported = re.compile(r"^from charrnn\.?(\w*) import", re.MULTILINE)
+    imported = re.compile(r"^from charrnn\.?([\w.]*) import", re.MULTILINE)
     used = {name for source in sources for name in imported.findall(source)}
-    assert used == {"", "activity", "corpus", "errors", "figures", "files", "machine", "wording"}
+    texts = {"errors", "text.corpus", "text.files", "wording"}
+    assert used == texts | {"", "analysis.activity", "compute.machine", "views.figures"}
 
 
 @pytest.mark.parametrize("own", [True, False])

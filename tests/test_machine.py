@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from charrnn.device import vendor
-from charrnn.machine import machine, processor
+from charrnn.compute.device import vendor
+from charrnn.compute.machine import machine, processor
 from charrnn.wording import counted
 
 
@@ -67,7 +67,7 @@ def test_where_nothing_describes_it(tmp_path: Path) -> None:
 def test_the_machine_is_one_line_of_all_that_figures_depend_on(
     made: object, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.machine.loops", lambda: made)
+    monkeypatch.setattr("charrnn.compute.machine.loops", lambda: made)
     line = machine()
     threads = counted(torch.get_num_threads(), "thread")
     assert line.startswith(f"{processor()}, ")

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from charrnn.analysis.memory import _needed, _never_rising, memory
 from charrnn.config import CellName
-from charrnn.memory import _needed, _never_rising, memory
-from charrnn.model import CharModel
-from charrnn.vocabulary import UNKNOWN
+from charrnn.network.model import CharModel
+from charrnn.text.vocabulary import UNKNOWN
 from tests.small import ALPHABET, make_model, make_stretch, stretch_of, vocabulary, zero_
 
 
@@ -28,8 +28,8 @@ def price(model: CharModel, context: Sequence[int], symbol: int) -> float:
 
 @torch.no_grad()
 def test_equals_a_loop_over_resets(cell: CellName, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("charrnn.memory.LOGITS", 300)
-    monkeypatch.setattr("charrnn.memory.BLOCKS", 3)
+    monkeypatch.setattr("charrnn.analysis.memory.LOGITS", 300)
+    monkeypatch.setattr("charrnn.analysis.memory.BLOCKS", 3)
     model, stretch = make_model(cell), make_stretch(101, ALPHABET + "é")
     ids = stretch.ids.tolist()
     shapes: set[torch.Size] = set()
@@ -79,7 +79,7 @@ def test_a_short_text_has_no_place_twice(monkeypatch: pytest.MonkeyPatch) -> Non
     model, stretch = make_model("gru"), make_stretch(22)
     found = memory(model, stretch, vocabulary(), bptt=9, resets=99)
     assert (len(found.excess_nats), found.windows) == (5 + 1, 22 - 2 * 5)
-    monkeypatch.setattr("charrnn.memory.LOGITS", 1)  # fewer than one character needs
+    monkeypatch.setattr("charrnn.analysis.memory.LOGITS", 1)  # fewer than one character needs
     slow = memory(model, stretch, vocabulary(), bptt=9, resets=99)
     assert slow.excess_nats == pytest.approx(found.excess_nats, abs=1e-12)
 
@@ -89,9 +89,9 @@ def test_resets_are_as_many_as_their_work_allows(
     fewest: int, most: int, resets: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model("lstm")
-    monkeypatch.setattr("charrnn.memory.RESET_WORK", 17 * 9 * model.multiply_adds())
-    monkeypatch.setattr("charrnn.memory.FEWEST_RESETS", fewest)
-    monkeypatch.setattr("charrnn.memory.MOST_RESETS", most)
+    monkeypatch.setattr("charrnn.analysis.memory.RESET_WORK", 17 * 9 * model.multiply_adds())
+    monkeypatch.setattr("charrnn.analysis.memory.FEWEST_RESETS", fewest)
+    monkeypatch.setattr("charrnn.analysis.memory.MOST_RESETS", most)
     found = memory(model, make_stretch(120), vocabulary(), farthest=9, bptt=4)
     assert found.windows == resets
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from charrnn.files import LOG
-from charrnn.metrics import Log, read_metrics
+from charrnn.storage.metrics import Log, read_metrics
+from charrnn.text.files import LOG
 from tests.conftest import open_files, refusing, said
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from charrnn.compute.native import loops
 from charrnn.config import CellName, ModelConfig
-from charrnn.model import CharModel, Hidden, detach, outline
-from charrnn.native import loops
+from charrnn.network.model import CharModel, Hidden, detach, outline
 from tests.small import make_model, needs_bf16
 
 V, E, H = 11, 5, 7

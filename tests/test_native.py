@@ -20,11 +20,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn import compiler, loops, native, steps
-from charrnn.compiler import compile_library
-from charrnn.device import multiplies_bf16
-from charrnn.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
-from charrnn.trials import Fastest
+from charrnn.compute import compiler, loops, native, steps
+from charrnn.compute.compiler import compile_library
+from charrnn.compute.device import multiplies_bf16
+from charrnn.compute.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
+from charrnn.compute.trials import Fastest
 from tests.conftest import Cli, compiles
 
 T, B, H = 9, 23, 37
@@ -67,8 +67,8 @@ def test_threads_change_no_bit(
     cell: str, dtype: torch.dtype, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether they share out the lanes or the units."""
-    monkeypatch.setattr("charrnn.compiler._LEAST_BYTES", 1)
-    monkeypatch.setattr("charrnn.trials._TRIAL", 1e-9)
+    monkeypatch.setattr("charrnn.compute.compiler._LEAST_BYTES", 1)
+    monkeypatch.setattr("charrnn.compute.trials._TRIAL", 1e-9)
     monkeypatch.setattr(native.loops(), "_fastest", {})
     threads = torch.get_num_threads()
     results = []
@@ -106,8 +106,8 @@ def test_each_cell_has_its_own_fastest_way(monkeypatch: pytest.MonkeyPatch) -> N
 def test_c_is_told_how_many_threads_there_are(
     cell: str, there: int, expected: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.compiler._LEAST_BYTES", 1)
-    monkeypatch.setattr("charrnn.trials._TRIAL", 1e-9)
+    monkeypatch.setattr("charrnn.compute.compiler._LEAST_BYTES", 1)
+    monkeypatch.setattr("charrnn.compute.trials._TRIAL", 1e-9)
     compiled = native.loops()
     assert compiled is not None
     library = Mock(wraps=compiled._library)
@@ -270,7 +270,7 @@ def test_the_compiler_has_nothing_to_say(
         pytest.skip("a compiler that does not know it")
     strict = ["-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     # The compiler finds the header beside the file.
-    with as_file(files("charrnn") / file) as source:
+    with as_file(files("charrnn.compute") / file) as source:
         command = [*compiler.find_compiler(), *strict, *options, f"-march={machine}", "-c"]
         subprocess.run([*command, str(source), "-o", str(tmp_path / "out.o")], check=True)
 
@@ -294,7 +294,7 @@ def test_an_older_gcc_writes_the_whole_configuration_of_tiles(tmp_path: Path) ->
     (tmp_path / "old.c").write_text(OLD_TILES)
 
     def compiled(rows: int) -> str:
-        with as_file(files("charrnn") / "products.h") as header:
+        with as_file(files("charrnn.compute") / "products.h") as header:
             options = ["-std=gnu11", "-O3", "-march=sapphirerapids", f"-I{header.parent}", "-S"]
             command = [*compiler.find_compiler(), *options, f"-DROWS={rows}", "old.c", "-o", "-"]
             done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, check=True)
@@ -424,7 +424,7 @@ def test_every_command_does_without_c_where_none_is_wanted(
 ) -> None:
     monkeypatch.setenv("CHARRNN_NATIVE", "0")
     monkeypatch.setenv("CC", shlex.join(script(tmp_path / "cc", 'touch "$0 ran"; exit 1')))
-    monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: 3)
+    monkeypatch.setattr("charrnn.inference.stepper._steps_in_numpy", lambda *_, **__: 3)
     run = tmp_path / "run"
     small = ("--steps", 2, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
     for words in (

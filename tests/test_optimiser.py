@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn import optimiser as module
 from charrnn.config import CellName, OptimiserName
-from charrnn.model import CharModel
-from charrnn.optimiser import (
+from charrnn.network import optimiser as module
+from charrnn.network.model import CharModel
+from charrnn.network.optimiser import (
     OPTIMISERS,
     POLAR_EXPRESS,
     MuonAdamW,

@@ -19,9 +19,9 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from charrnn.checkpoint import load, save
-from charrnn.comparison import Plan
 from charrnn.errors import UsageError
+from charrnn.runs.comparison import Plan
+from charrnn.storage.checkpoint import load, save
 from tests.conftest import Cli, make_prose, run_cli, run_unread
 from tests.pages import check, contrast
 
@@ -173,7 +173,7 @@ def test_a_stopped_comparison_leaves_the_old_page_and_the_way_on(
     cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "charrnn.display._Notes.show", lambda *_: signal.raise_signal(signal.SIGINT)
+        "charrnn.views.display._Notes.show", lambda *_: signal.raise_signal(signal.SIGINT)
     )
     report = tmp_path / "page.html"
     report.write_text("old", encoding="utf-8")
@@ -190,7 +190,8 @@ def test_a_signal_while_the_page_is_made_loses_nothing_but_the_page(
     cli: Cli, pages: Pages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "charrnn.portrait.portray_comparison", lambda *_: signal.raise_signal(signal.SIGTERM)
+        "charrnn.views.portrait.portray_comparison",
+        lambda *_: signal.raise_signal(signal.SIGTERM),
     )
     report = tmp_path / "page.html"
     done = cli("compare", "--run", pages.folder, "--resume", "--quiet", "--report", report)
@@ -331,7 +332,7 @@ class TestWhereThePageGoes:
     ) -> None:  # fmt: skip
         """That folder is not read as text; but no link may lead into it or out of it."""
         watch = mock.Mock(side_effect=UsageError("it has begun"))
-        monkeypatch.setattr("charrnn.watching.watch_comparison", watch)
+        monkeypatch.setattr("charrnn.commands.watching.watch_comparison", watch)
         monkeypatch.chdir(tmp_path)
         for folder in ("out", "texts"):
             Path(folder).mkdir()

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn import compiler, kernels, optimiser
+from charrnn.compute import compiler, kernels
+from charrnn.compute.kernels import dropout, mean_cross_entropy
+from charrnn.compute.passes import Passes, passes
 from charrnn.config import CellName, OptimiserName
-from charrnn.kernels import dropout, mean_cross_entropy
-from charrnn.model import CharModel
-from charrnn.optimiser import OPTIMISERS
-from charrnn.passes import Passes, passes
+from charrnn.network import optimiser
+from charrnn.network.model import CharModel
+from charrnn.network.optimiser import OPTIMISERS
 from tests.conftest import compiles, skip_without
 from tests.small import make_model
 
@@ -195,7 +196,7 @@ def test_a_band_of_zeros_moves_nothing() -> None:
 
 @each_dtype
 def test_threads_change_no_bit(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("charrnn.passes._EACH", 1)
+    monkeypatch.setattr("charrnn.compute.passes._EACH", 1)
     x = torch.randn(3, 5001).to(dtype).requires_grad_()
     d_out = torch.randn(6, 5001).to(dtype)
     pair = torch.randn(4 * 53, 9), torch.randn(4 * 53, 53)

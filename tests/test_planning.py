@@ -19,15 +19,16 @@ from typing import Any, cast
 import pytest
 import torch
 
-from charrnn import planning, recipe, training
+from charrnn import recipe
 from charrnn.config import PrecisionName, TrainConfig
-from charrnn.evaluation import Interrupted, Scores
-from charrnn.events import Event, Finished, Logged, Paused, Planned, Validated
-from charrnn.planning import Planner
+from charrnn.inference.evaluation import Interrupted, Scores
+from charrnn.network.update import UpdateResult
 from charrnn.recipe import Schedule
-from charrnn.run import Progress, Run, SavedState
-from charrnn.training import train
-from charrnn.update import UpdateResult
+from charrnn.runs import planning, training
+from charrnn.runs.events import Event, Finished, Logged, Paused, Planned, Validated
+from charrnn.runs.planning import Planner
+from charrnn.runs.run import Progress, Run, SavedState
+from charrnn.runs.training import train
 
 HELD_OUT = 600
 #: Predictions in an update: the last 17 of 19 in each of 3 lanes.

@@ -13,18 +13,23 @@ import numpy as np
 import pytest
 import torch
 
-from charrnn.activity import Activation, Unit, activation
-from charrnn.comparing import compare
-from charrnn.comparison import Comparison, Plan, RunResult
+from charrnn.analysis.activity import Activation, Unit, activation
+from charrnn.analysis.flow import gradient_flow, initial_model
+from charrnn.analysis.inspection import Inspection
+from charrnn.analysis.stretch import read_stretch
 from charrnn.config import InspectConfig, TrainConfig
-from charrnn.corpus import scan
 from charrnn.errors import NonFiniteError
-from charrnn.evaluation import Prices, prices
-from charrnn.flow import gradient_flow, initial_model
-from charrnn.inspection import Inspection
-from charrnn.metrics import read_metrics
-from charrnn.model import CharModel
-from charrnn.portrait import (
+from charrnn.inference.evaluation import Prices, prices
+from charrnn.inference.sampling import Piece
+from charrnn.network.model import CharModel
+from charrnn.runs.comparing import compare
+from charrnn.runs.comparison import Comparison, Plan, RunResult
+from charrnn.storage.metrics import read_metrics
+from charrnn.storage.reading import recorded_part
+from charrnn.storage.trained import load_model
+from charrnn.text.corpus import scan
+from charrnn.text.vocabulary import Vocabulary
+from charrnn.views.portrait import (
     SAMPLE,
     labels,
     portray,
@@ -33,12 +38,7 @@ from charrnn.portrait import (
     portray_subjects,
     read_history,
 )
-from charrnn.reading import recorded_part
-from charrnn.report import inspection_page
-from charrnn.sampling import Piece
-from charrnn.stretch import read_stretch
-from charrnn.trained import load_model
-from charrnn.vocabulary import Vocabulary
+from charrnn.views.report import inspection_page
 from tests.conftest import make_part
 from tests.pages import ORIGIN, check, inspection
 from tests.small import make_model, make_stretch
@@ -70,10 +70,10 @@ def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
     unasked = drawn.inspection.step, drawn.inspection.cuts, drawn.inspection.truncation
     assert unasked == (None, (), ())
     part = scan([str(prose)], "utf-8").whole
-    monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
+    monkeypatch.setattr("charrnn.views.portrait.SAMPLE", replace(SAMPLE, length=3))
     for long_enough in (False, True):
         end = part.first(99 + long_enough)
-        monkeypatch.setattr("charrnn.portrait.recorded_part", mock.Mock(return_value=end))
+        monkeypatch.setattr("charrnn.views.portrait.recorded_part", mock.Mock(return_value=end))
         ((short,), _) = portray_comparison(made)
         assert (short.inspection is not None) == long_enough
 
@@ -87,13 +87,15 @@ def test_a_comparison_looks_into_each_cell_s_best_run_on_the_end_of_what_is_comp
     events = compare(tmp_path, plan, device=torch.device("cpu"))
     first, second = (event for event in events if isinstance(event, RunResult))
     better = replace(second, valid_nats_per_char=(first.valid_nats_per_char or 0.0) - 1)
-    monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
-    monkeypatch.setattr("charrnn.portrait.InspectConfig", partial(InspectConfig, characters=150))
+    monkeypatch.setattr("charrnn.views.portrait.SAMPLE", replace(SAMPLE, length=3))
+    monkeypatch.setattr(
+        "charrnn.views.portrait.InspectConfig", partial(InspectConfig, characters=150)
+    )
     loaded, recorded = mock.Mock(wraps=load_model), mock.Mock(wraps=recorded_part)
     inspected = mock.Mock(return_value=None)
-    monkeypatch.setattr("charrnn.portrait.load_model", loaded)
-    monkeypatch.setattr("charrnn.portrait.recorded_part", recorded)
-    monkeypatch.setattr("charrnn.portrait.inspect", inspected)
+    monkeypatch.setattr("charrnn.views.portrait.load_model", loaded)
+    monkeypatch.setattr("charrnn.views.portrait.recorded_part", recorded)
+    monkeypatch.setattr("charrnn.views.portrait.inspect", inspected)
     portray_comparison(Comparison.of(plan, [first, better]))
     assert loaded.call_args.args[0] == tmp_path / "gru-seed2"
     assert recorded.call_args.args[1] == "test"
@@ -103,11 +105,11 @@ def test_a_comparison_looks_into_each_cell_s_best_run_on_the_end_of_what_is_comp
 def test_a_portrait_shows_the_beginning_of_a_text_and_the_log(
     prose: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
+    monkeypatch.setattr("charrnn.views.portrait.SAMPLE", replace(SAMPLE, length=3))
     model, vocabulary, _ = load_model(trained, torch.device("cpu"))
     part = scan([str(prose)], "utf-8").part(7, 3007)
     windows = prices(model, part, vocabulary, window=47)
-    with mock.patch("charrnn.portrait.prices", return_value=windows):
+    with mock.patch("charrnn.views.portrait.prices", return_value=windows):
         drawn = portray("x", trained, model, vocabulary, part, validated_on=frozenset(["a"]))
     assert next(windows).position == 800, "no more is read than is shown"
     assert drawn.validated_on == {"a"}
@@ -125,7 +127,7 @@ def test_a_portrait_of_a_model_of_bytes_shows_what_its_text_is_made_of(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also carriage returns that no line feed follows."""
-    monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
+    monkeypatch.setattr("charrnn.views.portrait.SAMPLE", replace(SAMPLE, length=3))
     part = make_part(tmp_path, "é\rb\r\nc\r".encode(), "bytes")
     model = make_model("gru", layers=1, vocabulary=256)
     drawn = portray("x", trained, model, Vocabulary.of_bytes(), part, inspection())
@@ -145,8 +147,8 @@ def test_a_sample_is_drawn_on_the_cpu_as_by_its_command(
         places.append(model.head.weight.device.type)
         return []
 
-    monkeypatch.setattr("charrnn.portrait.sample", drawn)
-    monkeypatch.setattr("charrnn.portrait.prices", lambda *_: [Prices(1, np.zeros(8), 0)])
+    monkeypatch.setattr("charrnn.views.portrait.sample", drawn)
+    monkeypatch.setattr("charrnn.views.portrait.prices", lambda *_: [Prices(1, np.zeros(8), 0)])
     monkeypatch.setattr(CharModel, "cpu", lambda model: model.to_empty(device="cpu"))
     for device in ("cpu", "meta"):
         portray("x", trained, model.to(device), vocabulary, part)
@@ -162,7 +164,7 @@ def test_a_portrait_without_a_sample_names_the_checkpoint(prose: Path, trained: 
         weight.copy_(weight.sign() * 3e38)
     named = re.escape(str(trained)) + ": the model's predictions are not finite: "
     with (
-        mock.patch("charrnn.portrait.prices", return_value=[Prices(1, np.zeros(8), 0)]),
+        mock.patch("charrnn.views.portrait.prices", return_value=[Prices(1, np.zeros(8), 0)]),
         pytest.raises(NonFiniteError, match=named),
     ):
         portray("x", trained, model, vocabulary, part)
@@ -171,7 +173,7 @@ def test_a_portrait_without_a_sample_names_the_checkpoint(prose: Path, trained: 
 def test_a_portrait_has_the_unit_that_was_asked_for_or_the_first_found(
     prose: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.portrait.SAMPLE", replace(SAMPLE, length=3))
+    monkeypatch.setattr("charrnn.views.portrait.SAMPLE", replace(SAMPLE, length=3))
     model, vocabulary, _ = load_model(trained, torch.device("cpu"))
     subject: Any = SimpleNamespace(path=trained, model=model, vocabulary=vocabulary)
     part = scan([str(prose)], "utf-8").whole.first(200)
@@ -193,8 +195,8 @@ def test_runs_compare_where_they_validate_on_the_same_or_learn_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     drawn = mock.Mock()
-    monkeypatch.setattr("charrnn.portrait.portray", drawn)
-    monkeypatch.setattr("charrnn.portrait.validated_on", lambda checkpoint: checkpoint)
+    monkeypatch.setattr("charrnn.views.portrait.portray", drawn)
+    monkeypatch.setattr("charrnn.views.portrait.validated_on", lambda checkpoint: checkpoint)
 
     def subject(text: str, train: tuple[int, int], checkpoint: object = None) -> Any:
         trained_on = SimpleNamespace(fingerprint=text, train=train, valid=None)

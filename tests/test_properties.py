@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from charrnn.properties import PROPERTIES
+from charrnn.analysis.properties import PROPERTIES
 
 #: A property, a text, and the property's value at each character, one digit each.
 CASES = [

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from charrnn.checkpoint import Checkpoint
 from charrnn.config import TextChoices
-from charrnn.corpus import Part, scan, split
 from charrnn.errors import CheckpointError, CorpusError
-from charrnn.reading import (
+from charrnn.storage.checkpoint import Checkpoint
+from charrnn.storage.reading import (
     TextRecord,
     learnt_before,
     most_learnt,
@@ -21,6 +20,7 @@ from charrnn.reading import (
     refuse_too_short,
     to_remember,
 )
+from charrnn.text.corpus import Part, scan, split
 from tests.conftest import write
 
 
@@ -101,7 +101,7 @@ def test_in_another_encoding_nobody_can_say_which_characters_are_shared(tmp_path
 def test_a_run_remembers_no_more_files_than_fit_into_a_header(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.reading.MOST_FILES", 2)
+    monkeypatch.setattr("charrnn.storage.reading.MOST_FILES", 2)
     corpus = scan([write(tmp_path / name, FILES[name]) for name in "abd"])
     record = TextRecord.of(TextChoices(texts=("x",)), *split(corpus, 0.0))
     assert (record.files, record.file_starts) == ((), ())
@@ -141,7 +141,7 @@ def test_of_several_texts_that_one_counts_of_which_most_was_learnt(tmp_path: Pat
 def test_of_the_texts_before_a_run_the_latest_are_remembered_once_and_without_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.reading.MOST_TEXTS", 2)
+    monkeypatch.setattr("charrnn.storage.reading.MOST_TEXTS", 2)
     texts = [recorded(tmp_path, names) for names in ("d", "ab", "d", "b")]
     kept = to_remember([texts[0], replace(texts[0], texts=("elsewhere",)), *texts[1:]])
     assert kept == tuple(replace(one, texts=()) for one in texts[:2])

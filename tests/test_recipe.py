@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from charrnn.config import CELL_GATES, CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.errors import UsageError
-from charrnn.model import outline
+from charrnn.network.model import outline
 from charrnn.recipe import (
     BY_HEART,
     GPU_UNITS,

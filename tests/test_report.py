@@ -13,21 +13,21 @@ import numpy as np
 import pytest
 import torch
 
-from charrnn.activity import Activation, Unit
-from charrnn.assessment import After
-from charrnn.baselines import Baseline
-from charrnn.comparison import CellResult, Comparison, RunFailure
-from charrnn.equations import Quantity, Step
-from charrnn.evaluation import PositionScores, Scores
-from charrnn.figures import Line
-from charrnn.flow import Reach
-from charrnn.gradients import Truncation, Window
-from charrnn.machine import machine, processor, worker
-from charrnn.memory import Memory
-from charrnn.norms import Clipping, Period
-from charrnn.page import STYLE, Origin, origin
-from charrnn.portrait import SAMPLE, labels
-from charrnn.report import assessment_page, comparison_page, inspection_page
+from charrnn.analysis.activity import Activation, Unit
+from charrnn.analysis.equations import Quantity, Step
+from charrnn.analysis.flow import Reach
+from charrnn.analysis.gradients import Truncation, Window
+from charrnn.analysis.memory import Memory
+from charrnn.analysis.norms import Clipping, Period
+from charrnn.compute.machine import machine, processor, worker
+from charrnn.inference.assessment import After
+from charrnn.inference.baselines import Baseline
+from charrnn.inference.evaluation import PositionScores, Scores
+from charrnn.runs.comparison import CellResult, Comparison, RunFailure
+from charrnn.views.figures import Line
+from charrnn.views.page import STYLE, Origin, origin
+from charrnn.views.portrait import SAMPLE, labels
+from charrnn.views.report import assessment_page, comparison_page, inspection_page
 from tests.pages import (
     HOSTILE,
     ORIGIN,
@@ -121,8 +121,8 @@ class TestComparisonPage:
         self, seeds: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         curves, losses = mock.Mock(return_value=""), mock.Mock(return_value="")
-        monkeypatch.setattr("charrnn.curves.line_chart", curves)
-        monkeypatch.setattr("charrnn.report.dot_chart", losses)
+        monkeypatch.setattr("charrnn.views.curves.line_chart", curves)
+        monkeypatch.setattr("charrnn.views.report.dot_chart", losses)
         text = compare_page(comparison(seeds), [portrait(inspection=None)] * 2)
         more = [""] * (seeds - 1)
         main = [line for line in curves.call_args.args[2] if not line.faint]
@@ -170,7 +170,7 @@ class TestComparisonPage:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made, curves = comparison(3), mock.Mock(return_value="")
-        monkeypatch.setattr("charrnn.curves.line_chart", curves)
+        monkeypatch.setattr("charrnn.views.curves.line_chart", curves)
         logs = [(run, log() if run.seed > 1 else ()) for cell in made.cells for run in cell.runs]
         page = check(comparison_page(made, [portrait(inspection=None)], logs, ORIGIN))
         main = [line for line in curves.call_args.args[2] if not line.faint]
@@ -353,7 +353,7 @@ class TestAssessmentPage:
             drawn.extend(lines if name == "positions-character" else ())
             return ""
 
-        monkeypatch.setattr("charrnn.report.line_chart", chart)
+        monkeypatch.setattr("charrnn.views.report.line_chart", chart)
         nats_T = 5 - np.log(np.arange(1, length + 1))
         one = assessment(by_position=PositionScores(nats_T, 7))
         assessment_page([one], [portrait()], "poem", ORIGIN)
@@ -370,7 +370,7 @@ class TestAssessmentPage:
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         chart = mock.Mock(return_value="")
-        monkeypatch.setattr("charrnn.report.dot_chart", chart)
+        monkeypatch.setattr("charrnn.views.report.dot_chart", chart)
         faster = Scores(nats=1400.0, characters=1000, unknown=1, bytes=1100, seconds=2.0)
         beside = (Baseline("xz", 2.0, "alone"),)
         two = [
@@ -609,9 +609,9 @@ def test_equal_records_give_equal_bytes() -> None:
 def test_no_model_has_the_grey_of_what_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each model has one style in all figures."""
     scores, positions, curves = (mock.Mock(return_value="") for _ in range(3))
-    monkeypatch.setattr("charrnn.report.dot_chart", scores)
-    monkeypatch.setattr("charrnn.report.line_chart", positions)
-    monkeypatch.setattr("charrnn.curves.line_chart", curves)
+    monkeypatch.setattr("charrnn.views.report.dot_chart", scores)
+    monkeypatch.setattr("charrnn.views.report.line_chart", positions)
+    monkeypatch.setattr("charrnn.views.curves.line_chart", curves)
     drawn = [portrait(str(n), inspection=None, log=log(3 + n)) for n in range(7)]
     by_position = PositionScores(np.linspace(3, 2, 10), 7)
     one = assessment(baselines=(Baseline("xz", 2.0, ""),), by_position=by_position)

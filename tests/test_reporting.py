@@ -9,9 +9,9 @@ from unittest import mock
 
 import pytest
 
+from charrnn.commands.reporting import refuse_overwriting, show_and_report
+from charrnn.commands.stopping import Stopped
 from charrnn.errors import RunFolderError, UsageError
-from charrnn.reporting import refuse_overwriting, show_and_report
-from charrnn.stopping import Stopped
 from tests.conftest import refusing
 
 

@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import torch
 
-from charrnn import lock, runfolder
-from charrnn.checkpoint import Checkpoint, find, load, save
 from charrnn.errors import CheckpointError, RunFolderError
-from charrnn.metrics import read_metrics
-from charrnn.runfolder import RunFolder, files_of_run, has_state
+from charrnn.storage import lock, runfolder
+from charrnn.storage.checkpoint import Checkpoint, find, load, save
+from charrnn.storage.metrics import read_metrics
+from charrnn.storage.runfolder import RunFolder, files_of_run, has_state
 from tests.conftest import names, open_files, refusing, said
 from tests.reliability.processes import finish, fork
 
@@ -705,7 +705,7 @@ def test_what_we_may_not_judge_is_neither_passed_over_nor_pruned(
         for step in (1, 2):
             folder.save_last(state(step))
     with monkeypatch.context() as patch:
-        patch.setattr("charrnn.checkpoint.FORMAT", 2)
+        patch.setattr("charrnn.storage.checkpoint.FORMAT", 2)
         save(run / "last.safetensors", state(3))
         save(run / "step-00000000.safetensors", state(0))
     with RunFolder.open_existing(run) as folder:

@@ -21,14 +21,14 @@ from unittest import mock
 
 import pytest
 
-from charrnn import compiler
+from charrnn.commands.stdio import read_prompt
+from charrnn.compute import compiler
+from charrnn.compute.steps import steps
 from charrnn.errors import NonFiniteError, UsageError
-from charrnn.sample_view import print_as_made, print_samples
-from charrnn.sampling import Piece
-from charrnn.stdio import read_prompt
-from charrnn.stepper import Stepper
-from charrnn.steps import steps
-from charrnn.vocabulary import Vocabulary
+from charrnn.inference.sampling import Piece
+from charrnn.inference.stepper import Stepper
+from charrnn.text.vocabulary import Vocabulary
+from charrnn.views.sample_view import print_as_made, print_samples
 from tests.conftest import (
     ENVIRONMENT,
     PATIENCE,
@@ -103,7 +103,7 @@ class TestSample:
             made.extend(arguments[2:])
             return Stepper(*arguments)
 
-        monkeypatch.setattr("charrnn.sampling.Stepper", noted)
+        monkeypatch.setattr("charrnn.inference.sampling.Stepper", noted)
         words = ("sample", trained, "--length", "40", "--weights", weights)
         first, again = cli(*words), cli(*words)
         assert made == [weights, weights]
@@ -117,7 +117,7 @@ class TestSample:
     ) -> None:
         """Only if the compiler was run and failed: a short sample does not run it."""
         monkeypatch.setenv("CC", "false")
-        monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: 9)
+        monkeypatch.setattr("charrnn.inference.stepper._steps_in_numpy", lambda *_, **__: 9)
         monkeypatch.setattr(compiler, "_made", {})
         words = ("sample", trained, "--weights", weights, "--length")
         short, long = (cli(*words, length) for length in (5, 20))
@@ -135,7 +135,7 @@ class TestSample:
         multiplies: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: 9)
+        monkeypatch.setattr("charrnn.inference.stepper._steps_in_numpy", lambda *_, **__: 9)
         if (made := steps()) is None:
             pytest.skip("no C compiler with OpenMP")
         for name in ("bf16", "int8"):
@@ -285,7 +285,7 @@ class TestSample:
         hundredths: float,
         expected: list[int],
     ) -> None:
-        import charrnn.sample_view
+        import charrnn.views.sample_view
 
         flushed: list[str] = []
         times = (n * hundredths / 100 for n in count(1))
@@ -294,8 +294,8 @@ class TestSample:
             assert (end, flush) == ("", True)
             flushed.append(text)
 
-        monkeypatch.setattr(charrnn.sample_view, "print", watched, raising=False)
+        monkeypatch.setattr(charrnn.views.sample_view, "print", watched, raising=False)
         clock = mock.Mock(perf_counter=lambda: next(times))
-        monkeypatch.setattr(charrnn.sample_view, "time", clock)
+        monkeypatch.setattr(charrnn.views.sample_view, "time", clock)
         cli("sample", trained, "--length", 7)
         assert [len(text) for text in flushed] == expected

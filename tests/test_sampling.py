@@ -16,20 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from charrnn import sampling
+from charrnn.compute.steps import steps
 from charrnn.config import CellName, ModelConfig, SampleConfig, WeightsName
 from charrnn.errors import NonFiniteError
-from charrnn.model import CharModel
-from charrnn.sampling import (
+from charrnn.inference import sampling
+from charrnn.inference.sampling import (
     SHORT_PROMPT,
     _draw,
     next_probabilities,
     prepare_prompt,
     sample,
 )
-from charrnn.stepper import NumpyStepper, Stepper
-from charrnn.steps import steps
-from charrnn.vocabulary import UNKNOWN, Vocabulary
+from charrnn.inference.stepper import NumpyStepper, Stepper
+from charrnn.network.model import CharModel
+from charrnn.text.vocabulary import UNKNOWN, Vocabulary
 
 KNOWN = "\nabcdefg樓"
 V = len(KNOWN) + 1
@@ -156,7 +156,7 @@ class TestProbabilities:
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What makes all steps of a sample, and draws after each (C: where it can be compiled)."""
     number = 0 if request.param == "C" else 1 << 30
-    monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: number)
+    monkeypatch.setattr("charrnn.inference.stepper._steps_in_numpy", lambda *_, **__: number)
     engine: str = request.param
     return engine
 
@@ -393,7 +393,7 @@ class TestSample:
     ) -> None:
         arranged = Mock(wraps=NumpyStepper)
         monkeypatch.setattr(sampling, "NumpyStepper", arranged)
-        monkeypatch.setattr("charrnn.stepper.NumpyStepper", arranged)
+        monkeypatch.setattr("charrnn.inference.stepper.NumpyStepper", arranged)
         model, words = make_model(), vocabulary()
         config = SampleConfig(length=20, count=count, weights=weights)
         again = texts(model, words, "abba", config)
@@ -409,9 +409,9 @@ class TestSample:
         prompt = "abcdefg\n" * 5
         config = SampleConfig(length=20, count=count)
         by_characters = texts(model, words, prompt, config)
-        monkeypatch.setattr("charrnn.sampling.SHORT_PROMPT", 0)
+        monkeypatch.setattr("charrnn.inference.sampling.SHORT_PROMPT", 0)
         assert texts(model, words, prompt, config) == by_characters
-        monkeypatch.setattr("charrnn.sampling.PROMPT_WINDOW", 7)
+        monkeypatch.setattr("charrnn.inference.sampling.PROMPT_WINDOW", 7)
         assert texts(model, words, prompt, config) == by_characters
 
     def test_what_runs_on_another_device_draws_the_same(
@@ -422,15 +422,15 @@ class TestSample:
         config = SampleConfig(length=20, count=3)
         expected = texts(model, words, "abba", config)
         move_elsewhere(monkeypatch)
-        monkeypatch.setattr("charrnn.sampling.Stepper", None)
+        monkeypatch.setattr("charrnn.inference.sampling.Stepper", None)
         assert texts(model, words, "abba", config) == expected
 
     def test_nothing_is_compiled_for_a_short_prompt(
         self, cell: CellName, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked: list[str] = []
-        monkeypatch.setattr("charrnn.native.loops", lambda: asked.append("a compiler"))
-        monkeypatch.setattr("charrnn.stepper.steps", lambda: asked.append("a compiler"))
+        monkeypatch.setattr("charrnn.compute.native.loops", lambda: asked.append("a compiler"))
+        monkeypatch.setattr("charrnn.inference.stepper.steps", lambda: asked.append("a compiler"))
         model, words = make_model(cell), vocabulary()
         texts(model, words, "a" * SHORT_PROMPT, SampleConfig(length=20))
         assert not asked
@@ -443,8 +443,8 @@ class TestSample:
     ) -> None:
         """Whether or not C has taken over, which each text asks for at most once."""
         asked = Mock(wraps=steps)
-        monkeypatch.setattr("charrnn.stepper.steps", asked)
-        monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: 20)
+        monkeypatch.setattr("charrnn.inference.stepper.steps", asked)
+        monkeypatch.setattr("charrnn.inference.stepper._steps_in_numpy", lambda *_, **__: 20)
         model, words = make_model(), vocabulary()
         made = {}
         for length in (21, 22, 50, 0):
@@ -471,8 +471,8 @@ class TestSample:
             return sum(one() is not None for one in made)
 
         for module in ("sampling", "stepper"):
-            monkeypatch.setattr(f"charrnn.{module}.NumpyStepper", Watched)
-        monkeypatch.setattr("charrnn.stepper._steps_in_numpy", lambda *_, **__: 9)
+            monkeypatch.setattr(f"charrnn.inference.{module}.NumpyStepper", Watched)
+        monkeypatch.setattr("charrnn.inference.stepper._steps_in_numpy", lambda *_, **__: 9)
         words = vocabulary()
         pieces = sample(make_model(), words, words.encode("ab"), config)
         next(pieces)

@@ -16,16 +16,21 @@ import pytest
 from rich.style import Style
 from rich.text import Text
 
-from charrnn.assessment import After, Assessment, refuse_non_finite
-from charrnn.baselines import Baseline
-from charrnn.comparison import CellResult, Comparison, Plan, RunFailure
+from charrnn.commands.stopping import Stopped
 from charrnn.config import CellName, ModelConfig
 from charrnn.errors import CharrnnError, NonFiniteError
-from charrnn.evaluation import PositionScores, Prices, Scores
-from charrnn.score_view import STYLES, PerCharacter, SurpriseText, print_assessments
-from charrnn.score_words import COLUMNS, assessments_say, comparison_lines, comparison_says
-from charrnn.stopping import Stopped
-from charrnn.surprise import PricedText
+from charrnn.inference.assessment import After, Assessment, refuse_non_finite
+from charrnn.inference.baselines import Baseline
+from charrnn.inference.evaluation import PositionScores, Prices, Scores
+from charrnn.runs.comparison import CellResult, Comparison, Plan, RunFailure
+from charrnn.views.score_view import STYLES, PerCharacter, SurpriseText, print_assessments
+from charrnn.views.score_words import (
+    COLUMNS,
+    assessments_say,
+    comparison_lines,
+    comparison_says,
+)
+from charrnn.views.surprise import PricedText
 from tests.conftest import make_part, needs_full
 from tests.pages import contrast
 from tests.small import make_result

@@ -17,14 +17,14 @@ import torch
 import typer
 
 from charrnn import __version__
-from charrnn.checkpoint import BEST, LAST, load, save
 from charrnn.cli import app
-from charrnn.comparison import Plan
 from charrnn.errors import CheckpointError
-from charrnn.files import PLAN
-from charrnn.run_words import status_lines
-from charrnn.status import read_status
-from charrnn.terminal import print_words, to_json
+from charrnn.runs.comparison import Plan
+from charrnn.runs.status import read_status
+from charrnn.storage.checkpoint import BEST, LAST, load, save
+from charrnn.text.files import PLAN
+from charrnn.views.run_words import status_lines
+from charrnn.views.terminal import print_words, to_json
 from charrnn.wording import command_line
 from tests.conftest import Cli, Result, documented_fields
 from tests.reliability.test_refusals import ODD, changed, leaves

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import typer
 
+from charrnn.commands.outcome import outcome
+from charrnn.commands.stdio import Meter, lossy, spool
 from charrnn.errors import CorpusError, UsageError
-from charrnn.outcome import outcome
-from charrnn.stdio import Meter, lossy, spool
-from charrnn.terminal import Output
+from charrnn.views.terminal import Output
 from tests.conftest import assert_one_line, refusing
 
 
@@ -41,7 +41,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, which passes only when a test says so."""
     now = [100.0]
-    monkeypatch.setattr("charrnn.stdio.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("charrnn.commands.stdio.time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 

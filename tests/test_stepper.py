@@ -11,13 +11,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from charrnn import compiler, kernels, stepper
-from charrnn.compiler import ways_to_share
+from charrnn.compute import compiler, kernels
+from charrnn.compute.compiler import ways_to_share
+from charrnn.compute.steps import Steps
 from charrnn.config import CellName, ModelConfig, SampleConfig, WeightsName
-from charrnn.model import CharModel, Hidden
-from charrnn.sampling import _draw, next_probabilities
-from charrnn.stepper import CompiledStepper, NumpyStepper, Stepper
-from charrnn.steps import Steps
+from charrnn.inference import stepper
+from charrnn.inference.sampling import _draw, next_probabilities
+from charrnn.inference.stepper import CompiledStepper, NumpyStepper, Stepper
+from charrnn.network.model import CharModel, Hidden
 from tests.conftest import skip_without
 
 
@@ -152,8 +153,8 @@ def test_threads_change_no_bit(
     cell: CellName, lanes: int, weights: WeightsName, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether threads share out the lanes or, with few lanes, the units, or take turns."""
-    monkeypatch.setattr("charrnn.compiler._LEAST_BYTES", 1)
-    monkeypatch.setattr("charrnn.trials._TRIAL", 1e-9)
+    monkeypatch.setattr("charrnn.compute.compiler._LEAST_BYTES", 1)
+    monkeypatch.setattr("charrnn.compute.trials._TRIAL", 1e-9)
     model = make_model(cell, 2, hidden=37, symbols=77)
     text_TB, hidden, _ = forward(model, lanes)
     results = []
@@ -201,8 +202,8 @@ def test_more_lanes_never_have_fewer_threads() -> None:
 def test_c_is_told_how_many_threads_there_are(
     lanes: int, expected: set[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.trials._TRIAL", 1e-9)
-    monkeypatch.setattr("charrnn.compiler._LEAST_BYTES", 1)
+    monkeypatch.setattr("charrnn.compute.trials._TRIAL", 1e-9)
+    monkeypatch.setattr("charrnn.compute.compiler._LEAST_BYTES", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     made = steps_for("native")
     library = Mock(wraps=made._library)

@@ -12,12 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charrnn import stream
-from charrnn.corpus import Part, scan
 from charrnn.errors import CorpusError
 from charrnn.recipe import fit_lanes
-from charrnn.stream import Batch, Lanes, Reader
-from charrnn.vocabulary import REPLACEMENT, Vocabulary
+from charrnn.text import stream
+from charrnn.text.corpus import Part, scan
+from charrnn.text.stream import Batch, Lanes, Reader
+from charrnn.text.vocabulary import REPLACEMENT, Vocabulary
 from tests.conftest import make_framed_part, make_text, open_files
 
 

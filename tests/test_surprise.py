@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import math
 
-from charrnn.report import assessment_page
-from charrnn.surprise import surprise
+from charrnn.views.report import assessment_page
+from charrnn.views.surprise import surprise
 from tests.pages import ORIGIN, assessment, portrait
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import pytest
 import torch
 
-from charrnn.checkpoint import load
+from charrnn.commands.stdio import waits_unread
 from charrnn.config import TrainConfig
-from charrnn.reading import TextRecord
-from charrnn.runfolder import RunFolder
-from charrnn.stdio import waits_unread
-from charrnn.trained import load_model
+from charrnn.storage.checkpoint import load
+from charrnn.storage.reading import TextRecord
+from charrnn.storage.runfolder import RunFolder
+from charrnn.storage.trained import load_model
 from tests.conftest import (
     ENVIRONMENT,
     QUICK,
@@ -148,7 +148,7 @@ class TestTrain:
         assert cli("train", names[0], *QUICK).out == "checkpoints/a-lstm\n"
         assert cli("train", names[1], prose, *QUICK).out == "checkpoints/b-lstm\n"
         for module in ("starting", "comparing"):
-            monkeypatch.setattr(f"charrnn.{module}.embedded_corpus", lambda: [str(prose)])
+            monkeypatch.setattr(f"charrnn.runs.{module}.embedded_corpus", lambda: [str(prose)])
         assert cli("train", *QUICK).out == "checkpoints/python-lstm\n"
         for words, name in (
             ((prose,), "prose-compare"),
@@ -198,15 +198,15 @@ class TestTrain:
     def test_says_that_standard_input_is_not_read_where_a_text_waits_there(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waits: bool
     ) -> None:
-        monkeypatch.setattr("charrnn.starting.embedded_corpus", lambda: [str(prose)])
+        monkeypatch.setattr("charrnn.runs.starting.embedded_corpus", lambda: [str(prose)])
         for module in ("train", "compare"):
-            monkeypatch.setattr(f"charrnn.{module}_command.waits_unread", lambda: waits)
+            monkeypatch.setattr(f"charrnn.commands.{module}.waits_unread", lambda: waits)
         note = "note: standard input is not read: give - as TEXT to train on it\n"
         for texts in ((), (prose,), ("-",)):
             run = tmp_path / f"{len(texts)}{'-' in texts}"
             result = cli("train", *texts, "--run", run, *QUICK, stdin=prose.read_bytes())
             assert (note in result.err) == (waits and not texts)
-        monkeypatch.setattr("charrnn.comparing.embedded_corpus", lambda: [str(prose)])
+        monkeypatch.setattr("charrnn.runs.comparing.embedded_corpus", lambda: [str(prose)])
         compared = cli("compare", "--cell", "rnn", "--run", tmp_path / "compared", *QUICK)
         assert ("is not read: give the text as a file" in compared.err) == waits
 
@@ -353,7 +353,7 @@ class TestTrain:
     def test_validates_on_another_text(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("charrnn.assembling.loops", lambda: True)
+        monkeypatch.setattr("charrnn.runs.assembling.loops", lambda: True)
         other = tmp_path / "other.txt"
         other.write_text(make_prose(333, seed=2), encoding="utf-8-sig")
         result = cli("train", prose, "--valid", other, "--run", tmp_path / "run", "--json", *QUICK)
@@ -523,7 +523,7 @@ class TestTrain:
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         words: tuple[object, ...], kept: int,
     ) -> None:  # fmt: skip
-        monkeypatch.setattr("charrnn.training.SAVE_SHARE", 1e9)  # saves after every validation
+        monkeypatch.setattr("charrnn.runs.training.SAVE_SHARE", 1e9)  # saves after every validation
         result = cli(
             "train", prose, "--run", tmp_path, "--steps", 20, "--validate-every", 4, *QUICK[2:],
             *words,

@@ -20,15 +20,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn import compiler, device, recipe, training
-from charrnn.assembling import _slow_loops, refuse_too_large
-from charrnn.baselines import compressed_nats, uniform_nats, unigram_nats
-from charrnn.checkpoint import load, save
+from charrnn import recipe
+from charrnn.analysis.flow import initial_model
+from charrnn.compute import compiler, device
 from charrnn.config import CellName, ModelConfig, SampleConfig, TextChoices, TrainConfig
-from charrnn.corpus import scan
 from charrnn.errors import NonFiniteError, RunFolderError, TakenFolderError, UsageError
-from charrnn.evaluation import Scores, prices, score
-from charrnn.events import (
+from charrnn.inference.baselines import compressed_nats, uniform_nats, unigram_nats
+from charrnn.inference.evaluation import Scores, prices, score
+from charrnn.inference.sampling import Piece, sample
+from charrnn.network.model import CharModel
+from charrnn.network.optimiser import SGD, AdamW, MuonAdamW
+from charrnn.network.update import Update, UpdateResult
+from charrnn.runs import training
+from charrnn.runs.assembling import _slow_loops, refuse_too_large
+from charrnn.runs.events import (
     Event,
     Finished,
     Logged,
@@ -39,19 +44,16 @@ from charrnn.events import (
     Validated,
     Validating,
 )
-from charrnn.flow import initial_model
-from charrnn.model import CharModel
-from charrnn.optimiser import SGD, AdamW, MuonAdamW
-from charrnn.planning import Planner
-from charrnn.resuming import _other_machine, resume
-from charrnn.run import Progress, Run, SavedState
-from charrnn.runfolder import RunFolder
-from charrnn.sampling import Piece, sample
-from charrnn.starting import start
-from charrnn.stream import Batch, Lanes
-from charrnn.trained import load_model
-from charrnn.training import train
-from charrnn.update import Update, UpdateResult
+from charrnn.runs.planning import Planner
+from charrnn.runs.resuming import _other_machine, resume
+from charrnn.runs.run import Progress, Run, SavedState
+from charrnn.runs.starting import start
+from charrnn.runs.training import train
+from charrnn.storage.checkpoint import load, save
+from charrnn.storage.runfolder import RunFolder
+from charrnn.storage.trained import load_model
+from charrnn.text.corpus import scan
+from charrnn.text.stream import Batch, Lanes
 from tests.conftest import (
     FakeClock,
     assert_one_line,
@@ -394,7 +396,7 @@ def test_patience_counts_validations_without_a_new_best(
 def test_a_large_held_out_part_is_scored_on_its_beginning(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.planning.plan_validations", lambda *_: (1, 100))
+    monkeypatch.setattr("charrnn.runs.planning.plan_validations", lambda *_: (1, 100))
     run = start_run(steps=1)
     planned, *events = train(run)
     assert planned == Planned(1, 1, 100, weight_decay=0.1)
@@ -410,12 +412,12 @@ def test_a_run_in_bf16_goes_on_in_fp32_where_there_is_none(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("multiplies_bf16", "recurs_in_bf16"):
-        monkeypatch.setattr(f"charrnn.starting.{name}", lambda device: True)
+        monkeypatch.setattr(f"charrnn.runs.starting.{name}", lambda device: True)
     run = start_run(steps=20, precision=None)
     assert run.config.precision == "bf16"
     list(train(run, lambda: "the test" if run.progress.step == 3 else None))
     for able in (True, False):
-        monkeypatch.setattr("charrnn.resuming.multiplies_bf16", lambda device, able=able: able)
+        monkeypatch.setattr("charrnn.runs.resuming.multiplies_bf16", lambda device, able=able: able)
         again = resume(run.folder, device=None, changes={})
         assert again.config.precision == ("bf16" if able else "fp32")
         assert [note for note in again.notes if "precision" in note] == (
@@ -428,8 +430,8 @@ def test_a_run_in_bf16_goes_on_in_fp32_where_there_is_none(
 def test_bf16_without_its_recurrences_is_for_who_asks_for_it(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.starting.multiplies_bf16", lambda device: True)
-    monkeypatch.setattr("charrnn.starting.recurs_in_bf16", lambda device: False)
+    monkeypatch.setattr("charrnn.runs.starting.multiplies_bf16", lambda device: True)
+    monkeypatch.setattr("charrnn.runs.starting.recurs_in_bf16", lambda device: False)
     assert start_run(steps=1, precision=None).config.precision == "fp32"
     assert start_run(steps=1, precision="bf16").config.precision == "bf16"
 
@@ -439,8 +441,8 @@ def test_a_run_in_fp32_goes_on_so_without_a_word(
 ) -> None:
     run = start_run(steps=20)
     list(train(run, lambda: "the test" if run.progress.step == 3 else None))
-    monkeypatch.setattr("charrnn.resuming.multiplies_bf16", lambda device: False)
-    monkeypatch.setattr("charrnn.assembling.loops", lambda: True)
+    monkeypatch.setattr("charrnn.runs.resuming.multiplies_bf16", lambda device: False)
+    monkeypatch.setattr("charrnn.runs.assembling.loops", lambda: True)
     again = resume(run.folder, device=CPU, changes={})
     assert again.config == run.config
     assert again.notes == []
@@ -593,7 +595,9 @@ def test_what_a_training_needs_is_known_before(
     for share in (0.97, 1.03):
         there = round(share * 1e6 * megabytes)
         asked = mock.Mock(return_value=(0, there) if where == "cuda" else there)
-        name = "torch.cuda.mem_get_info" if where == "cuda" else "charrnn.assembling.memory_bytes"
+        name = (
+            "torch.cuda.mem_get_info" if where == "cuda" else "charrnn.runs.assembling.memory_bytes"
+        )
         monkeypatch.setattr(name, asked)
         with nullcontext() if share > 1 else pytest.raises(UsageError, match="needs about"):
             refuse_too_large(model, training, torch.device(where))
@@ -609,7 +613,7 @@ def test_dropout_that_a_plan_has_ruled_out_needs_no_memory(
         refuse_too_large(*args, is_planned=is_planned)
 
     for module in "starting", "resuming":
-        monkeypatch.setattr(f"charrnn.{module}.refuse_too_large", watched)
+        monkeypatch.setattr(f"charrnn.runs.{module}.refuse_too_large", watched)
     start_run(minutes=1)
     run = start_run(steps=9)
     list(train(run, lambda: "stop" if run.progress.step == 3 else None))
@@ -618,7 +622,7 @@ def test_dropout_that_a_plan_has_ruled_out_needs_no_memory(
     assert asked == [False, True, True, False, False]
     shape = replace(run.model.config, dropout=0.0, vocabulary=1000)
     config = replace(run.config, dropout_masks=3, bptt=20_000)
-    monkeypatch.setattr("charrnn.assembling.memory_bytes", lambda: 400_000_000)
+    monkeypatch.setattr("charrnn.runs.assembling.memory_bytes", lambda: 400_000_000)
     refuse_too_large(shape, config, CPU, is_planned=True)
     with pytest.raises(UsageError, match="needs about"):
         refuse_too_large(shape, config, CPU)
@@ -626,7 +630,7 @@ def test_dropout_that_a_plan_has_ruled_out_needs_no_memory(
 
 def test_what_is_too_large_is_said_in_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = ModelConfig(cell="gru", vocabulary=100, layers=1, hidden=8000, embedding=1)
-    monkeypatch.setattr("charrnn.assembling.memory_bytes", lambda: 2_900_000_000)
+    monkeypatch.setattr("charrnn.runs.assembling.memory_bytes", lambda: 2_900_000_000)
     run = TrainConfig(
         batch_size=1, bptt=1, precision="fp32", steps=1, lr=0.1, lr_adam=0.1, warmup_steps=1
     )
@@ -648,7 +652,7 @@ def test_the_marks_to_beat_are_of_what_validations_predict(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a new run and in a resumed one; of a long text only the beginning is compressed."""
-    monkeypatch.setattr("charrnn.baselines.MOST_COMPRESSED", 101)
+    monkeypatch.setattr("charrnn.inference.baselines.MOST_COMPRESSED", 101)
     run = start_run(steps=3)
     assert run.valid is not None
     predicted = run.valid.predicted
@@ -817,7 +821,7 @@ def test_more_names_than_a_checkpoint_holds(
 ) -> None:
     text = TextChoices(texts=(str(prose),), valid=(str(prose),))
     start_run(text, steps=1)
-    monkeypatch.setattr("charrnn.reading.MAX_HEADER", 2 * len(str(prose)))
+    monkeypatch.setattr("charrnn.storage.reading.MAX_HEADER", 2 * len(str(prose)))
     with pytest.raises(UsageError, match="2 names of texts are more than a checkpoint can hold"):
         start_run(text, steps=1)
 
@@ -846,7 +850,7 @@ def test_more_names_than_a_checkpoint_holds_where_a_text_has_moved(
     """Refused at once, not at the next save."""
     run = start_run(steps=1)
     list(train(run))
-    monkeypatch.setattr("charrnn.reading.MAX_HEADER", 2 * len(str(prose)))
+    monkeypatch.setattr("charrnn.storage.reading.MAX_HEADER", 2 * len(str(prose)))
     with pytest.raises(UsageError, match="2 names of texts are more than a checkpoint can hold"):
         resume(run.folder, device=CPU, changes={}, texts=[str(prose), str(prose)])
 
@@ -1305,12 +1309,12 @@ def test_a_missing_compiler_is_told_on_a_cpu(
 def test_no_compiler_is_missed_where_there_is_one_or_none_is_used(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.assembling.loops", lambda: True)
+    monkeypatch.setattr("charrnn.runs.assembling.loops", lambda: True)
     run = start_run(steps=1)
     list(train(run))
     again = resume(run.folder, device=None, changes={"steps": 2})
     assert not [said for said in run.notes + again.notes if "compiler" in said]
-    monkeypatch.setattr("charrnn.assembling.loops", lambda: None)
+    monkeypatch.setattr("charrnn.runs.assembling.loops", lambda: None)
     monkeypatch.setattr("platform.system", lambda: "Darwin")
     assert not _slow_loops(run.model), "what gcc gains there is not known"
     monkeypatch.setattr("platform.system", lambda: "Linux")

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from charrnn import trials
-from charrnn.trials import Fastest
+from charrnn.compute import trials
+from charrnn.compute.trials import Fastest
 
 
 class Ways:

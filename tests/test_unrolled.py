@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from charrnn.analysis.stretch import read_stretch
+from charrnn.analysis.unrolled import GATES, unroll_model
 from charrnn.config import CellName
-from charrnn.corpus import scan
 from charrnn.errors import CorpusError
-from charrnn.stretch import read_stretch
-from charrnn.unrolled import GATES, unroll_model
-from charrnn.vocabulary import Vocabulary
+from charrnn.text.corpus import scan
+from charrnn.text.vocabulary import Vocabulary
 from tests.small import ALPHABET, make_model, vocabulary
 
 

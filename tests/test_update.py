@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from charrnn import kernels
+from charrnn.compute import kernels
 from charrnn.config import CellName, ModelConfig, OptimiserName, TrainConfig
-from charrnn.corpus import scan
-from charrnn.model import CharModel, Hidden
-from charrnn.optimiser import OPTIMISERS, MuonAdamW
-from charrnn.stream import Batch, Lanes
-from charrnn.update import Update, UpdateResult, clip, window_loss
-from charrnn.vocabulary import Vocabulary
+from charrnn.network.model import CharModel, Hidden
+from charrnn.network.optimiser import OPTIMISERS, MuonAdamW
+from charrnn.network.update import Update, UpdateResult, clip, window_loss
+from charrnn.text.corpus import scan
+from charrnn.text.stream import Batch, Lanes
+from charrnn.text.vocabulary import Vocabulary
 from tests.conftest import make_prose
 
 
@@ -174,7 +174,7 @@ def test_the_head_reads_no_output_that_does_not_count(
         read.append(len(x_TBK))
         return kernels.linear(x_TBK, *weights)
 
-    monkeypatch.setattr("charrnn.model.linear", linear)
+    monkeypatch.setattr("charrnn.network.model.linear", linear)
     setting = Setting(tmp_path, cell, lanes=3, bptt=8, loss_last=last)
     batches = list(islice(setting.lanes.batches(), 3))
     for batch in batches:
@@ -212,7 +212,7 @@ def test_after_what_is_no_number_no_weight_moves(
     before = [weight.detach().clone() for weight in setting.weights]
     first, second = islice(setting.lanes.batches(), 2)
     with monkeypatch.context() as patch:
-        patch.setattr("charrnn.update.window_loss", no_number)
+        patch.setattr("charrnn.network.update.window_loss", no_number)
         result = update(first)
     assert bool(result.loss.isfinite()) == (broken != "loss")
     assert bool(result.norm.isfinite()) == (broken != "gradient")
@@ -265,7 +265,7 @@ def cuda_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
 
     cuda.graph, cuda.recordings = graph, []
     cuda.failure = cuda.failure_within = None
-    monkeypatch.setattr("charrnn.update.torch.cuda", cuda)
+    monkeypatch.setattr("charrnn.network.update.torch.cuda", cuda)
     return cuda
 
 
@@ -434,7 +434,7 @@ def test_the_loss_is_the_mean_of_all_masks(
         assert masks == 3
         return (x_TBH * masks_MNBH).flatten(0, 1)
 
-    monkeypatch.setattr("charrnn.model.dropout", masked)
+    monkeypatch.setattr("charrnn.network.model.dropout", masked)
     out_NBH = model.read(x_TB, hidden)[0][-counted:]
     loss, _ = window_loss(model, x_TB, y_TB, hidden, counted, masks=3)
     each = [
@@ -463,7 +463,7 @@ def test_an_update_draws_as_many_masks_as_are_set(
         drawn.append(masks)
         return kernels.dropout(x_TBH, share, masks)
 
-    monkeypatch.setattr("charrnn.model.dropout", dropout)
+    monkeypatch.setattr("charrnn.network.model.dropout", dropout)
     setting = Setting(tmp_path, "lstm", lanes=3, bptt=7, dropout_masks=masks)
     setting.model.set_dropout(0.5, 0.0)
     setting.update(next(setting.lanes.batches()))

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charrnn.vocabulary import UNKNOWN, Vocabulary, listed
+from charrnn.text.vocabulary import UNKNOWN, Vocabulary, listed
 
 CHARACTERS = st.characters(exclude_categories=["Cs"])
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from charrnn import watching
-from charrnn.checkpoint import read_description
-from charrnn.display import Display, _Notes
+from charrnn.commands import watching
+from charrnn.commands.stopping import StopSignals
 from charrnn.errors import NonFiniteError
-from charrnn.evaluation import Scores, score
-from charrnn.events import Event, Finished, Logged
-from charrnn.run import Run
-from charrnn.stopping import StopSignals
+from charrnn.inference.evaluation import Scores, score
+from charrnn.runs.events import Event, Finished, Logged
+from charrnn.runs.run import Run
+from charrnn.storage.checkpoint import read_description
+from charrnn.views.display import Display, _Notes
 from tests.conftest import Cli, Result, make_prose
 
 #: Options of a training that logs twice.
@@ -73,7 +73,9 @@ def display(monkeypatch: pytest.MonkeyPatch) -> Refusing:
     """Return the display that opens unless the command is quiet."""
     one = Refusing()
     monkeypatch.setattr(watching, "open_display", lambda quiet, **_: Display() if quiet else one)
-    monkeypatch.setattr("charrnn.outcome._forget_output", lambda: None)  # stdout is no file here
+    monkeypatch.setattr(
+        "charrnn.commands.outcome._forget_output", lambda: None
+    )  # stdout is no file here
     return one
 
 
@@ -172,7 +174,7 @@ class TestComparison:
                 raise NonFiniteError("it has no number")
             return score(*of, **how)
 
-        monkeypatch.setattr("charrnn.comparing.score", scored)
+        monkeypatch.setattr("charrnn.runs.comparing.score", scored)
         monkeypatch.setattr(watching, "say", lambda line: display.done.append(line.split(":")[0]))
         words = ("--cell", "rnn", "--cell", "gru", "--run", tmp_path / "all")
         assert cli("compare", prose, *words, *QUICK).code == 1

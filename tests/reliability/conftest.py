@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import pytest
 
-from charrnn import lock, runfolder
+from charrnn.storage import lock, runfolder
 from tests.conftest import PATIENCE
 from tests.promises import PROMISES
 

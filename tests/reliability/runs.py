@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from charrnn.checkpoint import load
 from charrnn.config import TextChoices
-from charrnn.events import Event, Finished
 from charrnn.recipe import Choices
-from charrnn.resuming import resume
-from charrnn.run import Run
-from charrnn.runfolder import RunFolder
-from charrnn.starting import start
-from charrnn.training import train
+from charrnn.runs.events import Event, Finished
+from charrnn.runs.resuming import resume
+from charrnn.runs.run import Run
+from charrnn.runs.starting import start
+from charrnn.runs.training import train
+from charrnn.storage.checkpoint import load
+from charrnn.storage.runfolder import RunFolder
 from tests.conftest import log_of, make_prose
 
 CPU = torch.device("cpu")

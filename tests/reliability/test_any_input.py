@@ -17,10 +17,10 @@ import typer
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-import charrnn.sampling
-import charrnn.training
+import charrnn.inference.sampling
+import charrnn.runs.training
 from charrnn.cli import app
-from charrnn.run import _Standing
+from charrnn.runs.run import _Standing
 from tests.conftest import Result, give_memory, make_prose, run_cli, run_process
 from tests.reliability.conftest import Promise
 
@@ -50,10 +50,10 @@ def soon_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     is_over = vars(_Standing)["is_over"].fget
     soon = property(lambda run: run.progress.step >= 3 or is_over(run))
     monkeypatch.setattr(_Standing, "is_over", soon)
-    real_sample = charrnn.sampling.sample
-    monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
+    real_sample = charrnn.inference.sampling.sample
+    monkeypatch.setattr(charrnn.runs.training, "SHOWN_LENGTH", 3)
     monkeypatch.setattr(
-        charrnn.sampling, "sample", lambda *args: itertools.islice(real_sample(*args), 20)
+        charrnn.inference.sampling, "sample", lambda *args: itertools.islice(real_sample(*args), 20)
     )
     monkeypatch.setattr(os, "fsync", lambda _fd: None)  # nothing here has to survive a crash
     give_memory(monkeypatch, 16_000)  # the same on every machine

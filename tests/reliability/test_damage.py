@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from charrnn.checkpoint import Checkpoint, load, save
 from charrnn.errors import CheckpointError
+from charrnn.storage.checkpoint import Checkpoint, load, save
 from tests.reliability.conftest import Promise
 
 META = {"step": 1200, "vocabulary": "\n !abc\u00e9\u4e2d", "valid": 1.4375, "model": {"layers": 2}}

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import charrnn.training
-from charrnn.checkpoint import Checkpoint, load, save
+import charrnn.runs.training
 from charrnn.errors import CheckpointError
-from charrnn.runfolder import RunFolder
+from charrnn.storage.checkpoint import Checkpoint, load, save
+from charrnn.storage.runfolder import RunFolder
 from tests.conftest import run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork
@@ -81,8 +81,10 @@ def test_a_training_goes_on_from_the_one_before(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch, promise: Promise
 ) -> None:
     """The command names the checkpoint it takes, and ends as if nothing had been damaged."""
-    monkeypatch.setattr(charrnn.training, "SAVE_SHARE", math.inf)  # save after every validation
-    monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
+    monkeypatch.setattr(
+        charrnn.runs.training, "SAVE_SHARE", math.inf
+    )  # save after every validation
+    monkeypatch.setattr(charrnn.runs.training, "SHOWN_LENGTH", 3)
     expected = whole_state(straight(tmp_path / "straight", tale))
     run = tmp_path / "run"
     assert stopped(run, tale, lambda run: run.progress.step == 25) == 25
@@ -189,7 +191,7 @@ PROGRAM = textwrap.dedent(
     from pathlib import Path
 
     import torch
-    from charrnn.checkpoint import Checkpoint, save
+    from charrnn.storage.checkpoint import Checkpoint, save
 
     torch.manual_seed(1)
     tensors = {f"model.{name}": torch.randn(17, 5) for name in "abcdefgh"}

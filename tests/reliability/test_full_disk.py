@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import charrnn.checkpoint
-import charrnn.runfolder
-import charrnn.training
-from charrnn.checkpoint import Checkpoint, load
+import charrnn.runs.training
+import charrnn.storage.checkpoint
+import charrnn.storage.runfolder
 from charrnn.errors import RunFolderError
-from charrnn.runfolder import RunFolder
+from charrnn.storage.checkpoint import Checkpoint, load
+from charrnn.storage.runfolder import RunFolder
 from tests.conftest import log_of, names, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork
@@ -182,7 +182,9 @@ def test_a_training_on_a_disk_that_fills_up(
     tiny_disk: Path, tale: Path, promise: Promise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fills while the command writes ``best``, or while it writes ``last``."""
-    monkeypatch.setattr(charrnn.training, "SAVE_SHARE", math.inf)  # save after every validation
+    monkeypatch.setattr(
+        charrnn.runs.training, "SAVE_SHARE", math.inf
+    )  # save after every validation
     words = ["--steps", 30, "--hidden", 8, "--batch-size", 3, "--bptt", 7, "--validate-every", 6]
 
     def train(name: str, *more: object) -> tuple[int, str]:
@@ -192,7 +194,7 @@ def test_a_training_on_a_disk_that_fills_up(
     assert train("straight", tale, *words) == (0, "")
     expected = whole_state(tiny_disk / "straight")
     shutil.rmtree(tiny_disk / "straight")
-    filler, write = tiny_disk / "filler", charrnn.checkpoint.write
+    filler, write = tiny_disk / "filler", charrnn.storage.checkpoint.write
     fatal = {"best.safetensors": 3, "last.safetensors": 4}  # writes after the second validation
     kept = 0
     for name, number in fatal.items():
@@ -206,7 +208,7 @@ def test_a_training_on_a_disk_that_fills_up(
             write(fd, checkpoint)
 
         with monkeypatch.context() as patch:
-            for module in (charrnn.checkpoint, charrnn.runfolder):
+            for module in (charrnn.storage.checkpoint, charrnn.storage.runfolder):
                 patch.setattr(module, "write", writing)
             code, said = train("run", tale, *words)
         run = tiny_disk / "run"

@@ -25,9 +25,9 @@ import pytest
 import torch
 
 import charrnn
-from charrnn.checkpoint import Checkpoint, find, load, read_description, save
 from charrnn.errors import CheckpointError
-from charrnn.runfolder import RunFolder
+from charrnn.storage.checkpoint import Checkpoint, find, load, read_description, save
+from charrnn.storage.runfolder import RunFolder
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork
 from tests.reliability.test_damage import is_one_plain_line, parts, signed

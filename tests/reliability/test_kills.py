@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from charrnn.checkpoint import Checkpoint, load
-from charrnn.runfolder import RunFolder
+from charrnn.storage.checkpoint import Checkpoint, load
+from charrnn.storage.runfolder import RunFolder
 from tests.conftest import log_of
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork, kill

@@ -27,7 +27,8 @@ MB = 1_000_000
 PROGRAM = textwrap.dedent(
     """
     import json, sys
-    from charrnn import cli, display
+    from charrnn import cli
+    from charrnn.views import display
 
     def memory(name):
         with open("/proc/self/status") as status:

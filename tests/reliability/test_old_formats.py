@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from charrnn.checkpoint import FORMAT, load
+from charrnn.storage.checkpoint import FORMAT, load
 from tests.conftest import Result, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.runs import rows

@@ -14,24 +14,24 @@ import pytest
 import torch
 from torch import Tensor
 
-import charrnn.training
-import charrnn.update
-from charrnn.checkpoint import load
+import charrnn.network.update
+import charrnn.runs.training
 from charrnn.errors import NonFiniteError
-from charrnn.evaluation import Scores
-from charrnn.evaluation import score as real_score
-from charrnn.events import Logged, Spiked
-from charrnn.model import CharModel, Hidden
-from charrnn.optimiser import MuonAdamW
-from charrnn.resuming import resume
-from charrnn.runfolder import RunFolder
+from charrnn.inference.evaluation import Scores
+from charrnn.inference.evaluation import score as real_score
+from charrnn.network.model import CharModel, Hidden
+from charrnn.network.optimiser import MuonAdamW
+from charrnn.runs.events import Logged, Spiked
+from charrnn.runs.resuming import resume
+from charrnn.storage.checkpoint import load
+from charrnn.storage.runfolder import RunFolder
 from tests.conftest import Result, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.runs import STEPS, begin, drive, rows, stopped, tale
 
 __all__ = ["tale"]
 
-real_window_loss = charrnn.update.window_loss
+real_window_loss = charrnn.network.update.window_loss
 
 
 class Poison:
@@ -78,8 +78,8 @@ class Poison:
 @pytest.fixture
 def eager_saves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Save a checkpoint after every validation, however long saving takes."""
-    monkeypatch.setattr(charrnn.training, "SAVE_SHARE", 1e9)
-    monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 20)
+    monkeypatch.setattr(charrnn.runs.training, "SAVE_SHARE", 1e9)
+    monkeypatch.setattr(charrnn.runs.training, "SHOWN_LENGTH", 20)
 
 
 def is_whole(run: Path) -> bool:
@@ -104,7 +104,7 @@ def poisoned(step: int, place: str, number: float, text: Path, run: Path) -> str
     """Poison a run and resume it as its message advises; return what went wrong, if anything."""
     poison = Poison(step, place, number)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(charrnn.update, "window_loss", poison)
+        patch.setattr(charrnn.network.update, "window_loss", poison)
         result = run_cli(*options(text, run))
     if not poison.weights_are_untouched:
         return "weights were changed"
@@ -210,7 +210,7 @@ def test_a_validation_that_is_none(
         nats = math.nan if times == 3 else scores.nats
         return Scores(nats, scores.characters, scores.unknown, scores.bytes, scores.seconds)
 
-    monkeypatch.setattr(charrnn.training, "score", score)
+    monkeypatch.setattr(charrnn.runs.training, "score", score)
     result = run_cli(*options(tale, tmp_path / "run"))
     assert result.code == 1
     assert "the validation loss is not finite after step 18" in result.err
@@ -235,8 +235,8 @@ def test_a_loss_spike_is_told_once(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jumps = dict.fromkeys((*range(121, 131), *range(151, 161)), 3.0)
-    monkeypatch.setattr(charrnn.update, "window_loss", spiking(jumps))
-    monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
+    monkeypatch.setattr(charrnn.network.update, "window_loss", spiking(jumps))
+    monkeypatch.setattr(charrnn.runs.training, "SHOWN_LENGTH", 3)
     budget = {"steps": 200}
     with RunFolder.create(tmp_path / "run") as folder:
         events = drive(begin(folder, tale, budget=budget, validate_every=100))
@@ -250,7 +250,9 @@ def test_a_jump_after_a_stop_is_told_as_well(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jumps are likeliest after a stop: the rate may be new, or rise again by a new plan."""
-    monkeypatch.setattr(charrnn.update, "window_loss", spiking(dict.fromkeys(range(81, 91), 3.0)))
+    monkeypatch.setattr(
+        charrnn.network.update, "window_loss", spiking(dict.fromkeys(range(81, 91), 3.0))
+    )
     stopped(tmp_path / "run", tale, lambda run: run.progress.step == 80, budget={"steps": 90})
     with RunFolder.open_existing(tmp_path / "run") as folder:
         events = drive(resume(folder, device=torch.device("cpu"), changes={}))
@@ -262,7 +264,9 @@ def test_a_spike_is_a_jump_of_a_nat(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch, jump: float, told: list[int]
 ) -> None:
     """The rate is so low that the loss changes only by the jump."""
-    monkeypatch.setattr(charrnn.update, "window_loss", spiking(dict.fromkeys(range(81, 91), jump)))
+    monkeypatch.setattr(
+        charrnn.network.update, "window_loss", spiking(dict.fromkeys(range(81, 91), jump))
+    )
     with RunFolder.create(tmp_path / "run") as folder:
         events = drive(begin(folder, tale, budget={"steps": 90}, validate_every=100, lr=1e-9))
     assert [event.step for event in events if isinstance(event, Spiked)] == told
@@ -277,13 +281,16 @@ def test_a_loss_that_falls_has_not_jumped(
     At step 40 it is too early to compare with a mean, but a loss worse than guessing is reported.
     """
     jumps = dict.fromkeys(range(31, 41), 9.0) | dict.fromkeys(range(41, 51), 7.0)
-    monkeypatch.setattr(charrnn.update, "window_loss", spiking(jumps))
-    monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
+    monkeypatch.setattr(charrnn.network.update, "window_loss", spiking(jumps))
+    monkeypatch.setattr(charrnn.runs.training, "SHOWN_LENGTH", 3)
     with RunFolder.create(tmp_path / "run") as folder:
         run = begin(folder, tale, budget={"steps": 200}, validate_every=100)
         run.baselines["uniform"] = guessing
         events = drive(run)
     losses = {e.row["step"]: e.row["train_nats_per_char"] for e in events if isinstance(e, Logged)}
-    assert losses[50] > sum(losses[step] for step in (10, 20, 30, 40)) / 4 + charrnn.training.SPIKE
+    assert (
+        losses[50]
+        > sum(losses[step] for step in (10, 20, 30, 40)) / 4 + charrnn.runs.training.SPIKE
+    )
     spikes = [event for event in events if isinstance(event, Spiked)]
     assert [(spike.step, spike.before) for spike in spikes] == [(step, None) for step in told]

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from charrnn.checkpoint import load, read_description
 from charrnn.config import TextChoices
 from charrnn.errors import CheckpointError
 from charrnn.recipe import Choices
-from charrnn.runfolder import RunFolder
-from charrnn.starting import start
+from charrnn.runs.starting import start
+from charrnn.storage.checkpoint import load, read_description
+from charrnn.storage.runfolder import RunFolder
 from tests.conftest import ENVIRONMENT, command, make_prose, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, kill

@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 import torch
 
-import charrnn.checkpoint
-import charrnn.training
-from charrnn.checkpoint import Checkpoint, load, read_description, save
+import charrnn.runs.training
+import charrnn.storage.checkpoint
+from charrnn.compute.machine import processor
 from charrnn.config import ModelConfig, TrainConfig
 from charrnn.errors import CharrnnError, CheckpointError, CorpusError
-from charrnn.machine import processor
-from charrnn.reading import TextRecord
 from charrnn.recipe import Schedule
-from charrnn.resuming import resume
-from charrnn.run import Progress
-from charrnn.runfolder import RunFolder
-from charrnn.trained import load_model
+from charrnn.runs.resuming import resume
+from charrnn.runs.run import Progress
+from charrnn.storage.checkpoint import Checkpoint, load, read_description, save
+from charrnn.storage.reading import TextRecord
+from charrnn.storage.runfolder import RunFolder
+from charrnn.storage.trained import load_model
 from charrnn.wording import duration
 from tests.conftest import Result, give_memory, make_prose, run_cli
 from tests.reliability.conftest import Promise
@@ -57,7 +57,7 @@ def run(original: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
+    monkeypatch.setattr(charrnn.runs.training, "SHOWN_LENGTH", 3)
 
 
 def rewrite(run: Path, **changes: Any) -> None:
@@ -326,9 +326,9 @@ def test_a_model_of_one_symbol(run: Path, promise: Promise) -> None:
 
 def test_another_format(run: Path, promise: Promise, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(charrnn.checkpoint, "FORMAT", 2)
+        patch.setattr(charrnn.storage.checkpoint, "FORMAT", 2)
         file = run / "last.safetensors"
-        patch.setattr(charrnn.checkpoint, "__version__", "7.1.2")
+        patch.setattr(charrnn.storage.checkpoint, "__version__", "7.1.2")
         save(file, Checkpoint({}, {"step": 13}))
     said = refusal(run)
     assert "written by charrnn '7.1.2' in format 2" in said

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-import charrnn.planning
-import charrnn.training
-from charrnn.checkpoint import load
-from charrnn.events import Finished, Logged, Validated
-from charrnn.resuming import resume
-from charrnn.run import Run
-from charrnn.runfolder import RunFolder
-from charrnn.training import train
+import charrnn.runs.planning
+import charrnn.runs.training
+from charrnn.runs.events import Finished, Logged, Validated
+from charrnn.runs.resuming import resume
+from charrnn.runs.run import Run
+from charrnn.runs.training import train
+from charrnn.storage.checkpoint import load
+from charrnn.storage.runfolder import RunFolder
 from tests.conftest import FakeClock
 from tests.reliability.conftest import Promise
 from tests.reliability.runs import (
@@ -52,7 +52,7 @@ def after_validation(step: int) -> Callable[[Run], bool]:
 
 @pytest.fixture(autouse=True)
 def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 20)
+    monkeypatch.setattr(charrnn.runs.training, "SHOWN_LENGTH", 20)
 
 
 class Inside:
@@ -174,7 +174,7 @@ def test_resume_while_patience_counts(tmp_path: Path, tale: Path, promise: Promi
 @pytest.fixture
 def fast_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loop's clock advances by 10 ms whenever it is read."""
-    monkeypatch.setattr(charrnn.training, "Clock", lambda: nullcontext(FakeClock(0.01)))
+    monkeypatch.setattr(charrnn.runs.training, "Clock", lambda: nullcontext(FakeClock(0.01)))
 
 
 @pytest.mark.usefixtures("fast_clock")
@@ -183,7 +183,7 @@ def test_resume_of_a_budget_in_minutes(
 ) -> None:
     """Once the minutes are planned as steps, a run resumes bit for bit."""
     # On this clock a stop takes as long as some updates and would look like a change of speed.
-    monkeypatch.setattr(charrnn.planning, "OFF_PLAN", 0.2)
+    monkeypatch.setattr(charrnn.runs.planning, "OFF_PLAN", 0.2)
     choices: dict[str, Any] = {"budget": {"minutes": 0.1}, "validate_every": None}
     planned = stopped(
         tmp_path / "a", tale, lambda run: run.progress.planned_steps is not None, **choices
@@ -297,10 +297,10 @@ def test_sampling_and_logging_do_not_touch_training(
 ) -> None:
     choices: dict[str, Any] = {"model": {"dropout": 0.2, "weight_drop": 0.2}}
     expected = tensors(straight(tmp_path / "straight", tale, **choices))
-    monkeypatch.setattr(charrnn.training, "LOG_EVERY", 1)
-    monkeypatch.setattr(charrnn.training, "SHOWN_LENGTH", 3)
-    monkeypatch.setattr(charrnn.training, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(charrnn.training, "SAVE_SHARE", 1e9)
+    monkeypatch.setattr(charrnn.runs.training, "LOG_EVERY", 1)
+    monkeypatch.setattr(charrnn.runs.training, "SHOWN_LENGTH", 3)
+    monkeypatch.setattr(charrnn.runs.training, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(charrnn.runs.training, "SAVE_SHARE", 1e9)
     with RunFolder.create(tmp_path / "changed") as folder:
         names = [type(event).__name__ for event in drive(begin(folder, tale, **choices))]
     assert names.count("Saved") >= names.count("Logged") == 44

@@ -21,14 +21,14 @@ from typing import Any
 
 import pytest
 
-import charrnn.checkpoint
 import charrnn.cli
-import charrnn.evaluation
-import charrnn.runfolder
-import charrnn.stopping
-import charrnn.training
-from charrnn.checkpoint import Checkpoint, load
-from charrnn.stopping import Stopped, StopSignals
+import charrnn.commands.stopping
+import charrnn.inference.evaluation
+import charrnn.runs.training
+import charrnn.storage.checkpoint
+import charrnn.storage.runfolder
+from charrnn.commands.stopping import Stopped, StopSignals
+from charrnn.storage.checkpoint import Checkpoint, load
 from tests.conftest import ENVIRONMENT, PATIENCE, command, make_prose, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork
@@ -104,10 +104,12 @@ def seeing_where(path: Path) -> Callable[[], None]:
     """Return a set-up that writes to a file which part of the loop the signal interrupts."""
 
     def prepare() -> None:
-        note = charrnn.stopping.StopSignals._note
+        note = charrnn.commands.stopping.StopSignals._note
         monkey = pytest.MonkeyPatch()
 
-        def seen(self: charrnn.stopping.StopSignals, number: int, frame: FrameType | None) -> None:
+        def seen(
+            self: charrnn.commands.stopping.StopSignals, number: int, frame: FrameType | None
+        ) -> None:
             names = set()
             while frame is not None:
                 names.add(frame.f_code.co_name)
@@ -117,7 +119,7 @@ def seeing_where(path: Path) -> Callable[[], None]:
                     path.write_text(name)
             note(self, number, None)
 
-        monkey.setattr(charrnn.stopping.StopSignals, "_note", seen)
+        monkey.setattr(charrnn.commands.stopping.StopSignals, "_note", seen)
 
     return prepare
 
@@ -203,7 +205,7 @@ def in_validation(stop: Callable[[], Any]) -> Callable[[], None]:
     """Return a set-up that calls ``stop`` in the middle of a validation."""
 
     def prepare() -> None:
-        real = charrnn.evaluation.score
+        real = charrnn.inference.evaluation.score
         monkey = pytest.MonkeyPatch()
 
         def score(*arguments: Any, should_stop: Callable[[], bool], **named: Any) -> Any:
@@ -218,7 +220,7 @@ def in_validation(stop: Callable[[], Any]) -> Callable[[], None]:
 
             return real(*arguments, should_stop=asking, **named)
 
-        monkey.setattr(charrnn.training, "score", score)
+        monkey.setattr(charrnn.runs.training, "score", score)
 
     return prepare
 
@@ -243,14 +245,14 @@ def test_a_signal_in_a_save(
     """Signals at random times rarely interrupt a save."""
 
     def prepare() -> None:
-        write, monkey = charrnn.checkpoint.write, pytest.MonkeyPatch()
+        write, monkey = charrnn.storage.checkpoint.write, pytest.MonkeyPatch()
 
         def signalling(fd: int, checkpoint: Checkpoint) -> None:
             monkey.undo()
             os.kill(os.getpid(), number)
             write(fd, checkpoint)
 
-        monkey.setattr(charrnn.runfolder, "write", signalling)
+        monkey.setattr(charrnn.storage.runfolder, "write", signalling)
 
     assert run_cli(*options(book, tmp_path / "straight")).code == 0
     run = tmp_path / "run"
@@ -266,7 +268,7 @@ def test_a_key_press_that_arrives_twice_is_one(book: Path, tmp_path: Path) -> No
     """A terminal signals the whole process group, and some wrappers pass the signal on again."""
 
     def twice() -> None:
-        charrnn.stopping.StopSignals.SAME = PATIENCE  # however slow the machine
+        charrnn.commands.stopping.StopSignals.SAME = PATIENCE  # however slow the machine
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)
@@ -295,9 +297,9 @@ def test_a_second_signal_leaves_at_once_in_a_save(
     before = (run / "last.safetensors").read_bytes()
 
     def slow_disk() -> None:
-        charrnn.stopping.StopSignals.SAME = 0.0  # however fast the machine
-        write = functools.partial(crawling, charrnn.checkpoint.write)
-        pytest.MonkeyPatch().setattr(charrnn.runfolder, "write", write)
+        charrnn.commands.stopping.StopSignals.SAME = 0.0  # however fast the machine
+        write = functools.partial(crawling, charrnn.storage.checkpoint.write)
+        pytest.MonkeyPatch().setattr(charrnn.storage.runfolder, "write", write)
 
     words = ["train", "--run", str(run), "--resume", "--steps", "100000"]
     pid = forked_cli(words, tmp_path, slow_disk)
@@ -343,8 +345,8 @@ def test_a_second_signal_leaves_no_temporary_of_the_prices(trained: Path, tmp_pa
                 time.sleep(PATIENCE)
 
     def slow() -> None:
-        charrnn.stopping.StopSignals.SAME = 0.0  # however fast the machine
-        pytest.MonkeyPatch().setattr("charrnn.watching.price_baselines", compressing)
+        charrnn.commands.stopping.StopSignals.SAME = 0.0  # however fast the machine
+        pytest.MonkeyPatch().setattr("charrnn.commands.watching.price_baselines", compressing)
 
     words = ["evaluate", trained, "--part", "train", "--baselines", "--per-char", tmp_path / "p"]
     pid = forked_cli([str(word) for word in words], tmp_path, slow)
@@ -486,9 +488,9 @@ def test_ignored_signals_stay_ignored(
 
 def test_two_signals_before_training_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second must not interrupt the clean-up after the first."""
-    monkeypatch.setattr(charrnn.stopping.StopSignals, "SAME", 1e9)
-    with charrnn.stopping.StopSignals() as stop:
-        with pytest.raises(charrnn.stopping.Stopped):
+    monkeypatch.setattr(charrnn.commands.stopping.StopSignals, "SAME", 1e9)
+    with charrnn.commands.stopping.StopSignals() as stop:
+        with pytest.raises(charrnn.commands.stopping.Stopped):
             signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)
         assert stop.received == signal.SIGTERM
@@ -497,7 +499,7 @@ def test_two_signals_before_training_are_one(monkeypatch: pytest.MonkeyPatch) ->
 SECOND_SIGNAL = """
 import signal, sys, time
 from pathlib import Path
-from charrnn.stopping import StopSignals
+from charrnn.commands.stopping import StopSignals
 
 StopSignals.SAME = 0
 with StopSignals() as stop:
@@ -585,7 +587,7 @@ def test_which_signal_is_a_second_one(
 
     def leave() -> None:
         clock = SimpleNamespace(monotonic=iter([0.0, apart]).__next__)
-        pytest.MonkeyPatch().setattr(charrnn.stopping, "time", clock)
+        pytest.MonkeyPatch().setattr(charrnn.commands.stopping, "time", clock)
         with StopSignals() as stop:
             stop.defer()
             for number in (first, second):

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from charrnn.checkpoint import load
-from charrnn.vocabulary import Vocabulary
+from charrnn.storage.checkpoint import load
+from charrnn.text.vocabulary import Vocabulary
 from tests.conftest import UNICODE, Result, run_cli
 from tests.reliability.conftest import Promise
 

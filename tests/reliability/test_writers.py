@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from charrnn.checkpoint import Checkpoint
 from charrnn.errors import RunFolderError
-from charrnn.runfolder import RunFolder
+from charrnn.storage.checkpoint import Checkpoint
+from charrnn.storage.runfolder import RunFolder
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork, kill
 

@@ -1,0 +1,115 @@
+"""``charrnn sample``: text from a trained model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from charrnn.commands import options
+from charrnn.commands.stdio import read_prompt, say, say_where
+from charrnn.commands.stopping import StopSignals, import_numpy
+from charrnn.config import SampleConfig, UnknownName, WeightsName
+from charrnn.errors import UsageError
+
+#: title -> flags: how the help groups the options.
+GROUPS = {
+    "Text": "--prompt --echo --unknown --length --stop --count",
+    "Drawing": "--temperature --top-k --top-p --seed",
+    "Device and output": "--weights --device --json",
+}
+
+
+def sample(
+    context: typer.Context,
+    checkpoint: options.Checkpoint,
+    prompt: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            parser=options.typed,
+            help="Text to continue (default: a line break); - reads standard input.",
+        ),
+    ] = "",
+    length: Annotated[int, typer.Option(help="How many new characters; 0: without end.")] = 1000,
+    temperature: Annotated[
+        float,
+        typer.Option(help="Below 1 safer, above 1 wilder; 0: always the likeliest character."),
+    ] = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option(help="Draw only from the K likeliest characters.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Draw only from the likeliest characters that together reach probability P."
+        ),
+    ] = None,
+    stop: Annotated[
+        str | None, typer.Option(metavar="TEXT", parser=options.typed, help="End after this text.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many samples, made side by side.")] = 1,
+    seed: Annotated[
+        int,
+        typer.Option(
+            help="The same seed gives the same text on the same machine, with as many threads and "
+            "the same --count and --weights."
+        ),
+    ] = 1,
+    unknown: Annotated[
+        UnknownName,
+        typer.Option(help="What to do with characters of the prompt that the model does not know."),
+    ] = "error",
+    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
+    weights: Annotated[
+        WeightsName,
+        typer.Option(
+            help="Precision of the weights on a CPU. bf16 and int8 change the text a little; they "
+            "make long texts faster where there is a C compiler and the processor multiplies them."
+        ),
+    ] = "fp32",
+    device: options.Device = "cpu",
+    as_json: options.AsJson = False,
+) -> None:
+    """Write text like the text that the model was trained on."""
+    config = SampleConfig(**options.fields_given(context, SampleConfig, but=()))
+    if as_json and length == 0:
+        raise UsageError("--length 0 never ends: leave out --json")
+
+    import_numpy()
+    from charrnn.compute.compiler import find_compiler, why_none
+    from charrnn.compute.device import choose_device
+    from charrnn.compute.steps import Steps
+    from charrnn.inference.sampling import encode_stop, prepare_prompt, unwarned
+    from charrnn.inference.sampling import sample as draw
+    from charrnn.storage.trained import load_model
+    from charrnn.views.sample_view import (
+        collect,
+        print_as_json,
+        print_as_made,
+        print_samples,
+    )
+
+    where = choose_device(device)
+    if config.weights != "fp32" and where.type != "cpu":
+        raise UsageError(f"--weights {config.weights} is for a CPU: leave it out on {where.type}")
+    model, vocabulary, _ = load_model(checkpoint, where)
+    say_where("sampling", where)
+    ids, note = prepare_prompt(read_prompt(prompt, vocabulary), vocabulary, unknown)
+    if note:
+        say(note)
+    if config.weights != "fp32" and not find_compiler():
+        say(f"note: without a C compiler --weights {config.weights} is no faster")
+    ending = encode_stop(vocabulary, config.stop)
+    start = ids.tolist() if echo else []
+    pieces = draw(model, vocabulary, ids, config)
+    # StopSignals, so that a compiler that is running is ended, too.
+    with StopSignals(), unwarned():
+        if as_json:
+            print_as_json(vocabulary, start, collect(count, pieces), seed, ending, where.type)
+        elif count > 1:
+            print_samples(vocabulary, start, collect(count, pieces))
+        else:
+            print_as_made(vocabulary, start, pieces)
+    if config.weights != "fp32" and find_compiler() and (why := why_none(Steps, config.weights)):
+        say(f"note: --weights {config.weights} was no faster here: {why}")

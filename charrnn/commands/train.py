@@ -1,0 +1,314 @@
+"""``charrnn train``: a new run, or one that goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from charrnn import recipe
+from charrnn.commands import options
+from charrnn.commands.reporting import refuse_output_in_text
+from charrnn.commands.stdio import print_path, say, spooled, waits_unread
+from charrnn.commands.stopping import StopSignals, import_numpy
+from charrnn.config import BUDGETS, CellName, ModelConfig, TextChoices, TrainConfig
+from charrnn.errors import RunFolderError, UsageError
+from charrnn.wording import command_line, duration, flag, joined, shown
+
+if TYPE_CHECKING:
+    from charrnn.runs.run import Run
+    from charrnn.storage.runfolder import RunFolder
+
+
+#: title -> flags: how the help groups the options.
+GROUPS = {
+    "Model": "--cell --hidden --layers --embedding",
+    "Budget": "--minutes --epochs --steps",
+    "Run": "--run --resume --init-from --seed",
+    "Text": "--valid --valid-share --test-share --encoding --min-count",
+    "Update": "--batch-size --bptt --loss-last --reset-state --optimiser --lr --clip-norm "
+    "--clip-value --scale-norm",
+    "Against learning by heart": options.AGAINST_LEARNING_BY_HEART,
+    "Validation and saving": "--validate-every --patience --keep",
+    "Device and output": "--device --precision --json --quiet",
+}
+
+
+def train(
+    context: typer.Context,
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TEXT",
+            help="Files, folders, globs, or - for standard input "
+            "(default: Python's own standard library).",
+            show_default=False,
+        ),
+    ] = None,
+    cell: Annotated[
+        CellName | None, typer.Option(help="The recurrent cell (default lstm).")
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Minutes of training, validating and saving (default 3)."),
+    ] = None,
+    epochs: options.Epochs = None,
+    steps: options.Steps = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            parser=options.run_folder,
+            help="The run's folder (default: checkpoints/TEXT-CELL).",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run in --run, exactly as it was, on its device.",
+        ),
+    ] = False,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            parser=options.checkpoint,
+            help="Start from this checkpoint's weights and vocabulary.",
+        ),
+    ] = None,
+    valid: options.Valid = None,
+    valid_share: Annotated[
+        float | None,
+        typer.Option(help="Share of the text held out to validate (default 0.1; 0: none)."),
+    ] = None,
+    test_share: Annotated[
+        float | None,
+        typer.Option(
+            help="Share at the very end kept for a test, neither trained nor validated on "
+            "(default 0)."
+        ),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(
+            help="Encoding of the text (default utf-8); bytes reads any file, as 256 symbols."
+        ),
+    ] = None,
+    min_count: options.MinCount = None,
+    layers: options.Layers = None,
+    hidden: Annotated[
+        int | None, typer.Option(help="Units of each layer (default: by rule).")
+    ] = None,
+    embedding: options.Embedding = None,
+    dropout: options.Dropout = None,
+    weight_drop: options.WeightDrop = None,
+    dropout_masks: options.DropoutMasks = None,
+    loss_temperature: options.LossTemperature = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Lanes: how many places in the text are read side by side (default: by rule)."
+        ),
+    ] = None,
+    bptt: Annotated[
+        int | None,
+        typer.Option(help="Window: how many characters back a gradient goes (default: by rule)."),
+    ] = None,
+    loss_last: Annotated[
+        int | None,
+        typer.Option(
+            help="Count the loss on each window's last N characters only, and move the window by N."
+        ),
+    ] = None,
+    reset_state: Annotated[
+        bool,
+        typer.Option(
+            "--reset-state",
+            help="Start every window from the zero state, not from where the last one ended.",
+        ),
+    ] = False,
+    optimiser: options.Optimiser = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(
+            help="Peak learning rate: Muon's, and AdamW's moves with it; with adamw or sgd, that "
+            "of all weights (default: by rule; adamw 0.005, sgd 1)."
+        ),
+    ] = None,
+    weight_decay: options.WeightDecay = None,
+    clip_norm: options.ClipNorm = None,
+    clip_value: Annotated[
+        float | None,
+        typer.Option(help="Instead of --clip-norm: cut each entry of the gradient to this size."),
+    ] = None,
+    scale_norm: Annotated[
+        float | None,
+        typer.Option(help="Instead of --clip-norm: scale every gradient to this norm, up or down."),
+    ] = None,
+    validate_every: Annotated[
+        int | None, typer.Option(help="Steps between validations (default: by rule).")
+    ] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop after N validations in a row without a new best (default: never). The best "
+            "is kept in any case."
+        ),
+    ] = None,
+    keep: Annotated[
+        int | None,
+        typer.Option(help="How many earlier checkpoints to keep besides the last (default 1)."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Seed of weights, dropout and the samples shown in training (default 1)."
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    as_json: options.AsJson = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print only notes and the run's folder.")
+    ] = False,
+) -> int:
+    """Train a model on a text.
+
+    The last tenth of the text is held out to validate. The run's folder gets the best and the last
+    checkpoint and a log; its path is printed on stdout at the end. Ctrl-C saves and leaves.
+
+    Whatever you do not give is chosen by rule, from the size of the text, the device and the
+    budget. What is chosen is shown, most of it before the first step.
+    """
+    budget = recipe.given({"minutes": minutes, "epochs": epochs, "steps": steps})
+    model = options.fields_given(context, ModelConfig, but=("cell",))
+    training = options.fields_given(context, TrainConfig, but=(*BUDGETS, "init_from"))
+    reading = options.fields_given(context, TextChoices, but=("texts", "valid"))
+    if as_json and quiet:
+        raise UsageError("--json and --quiet cannot be used together: give one")
+    if keep is not None and keep < 0:
+        raise UsageError(f"--keep must be 0 or more, not {keep}")
+    if resume:
+        _refuse_begun({"valid_share": valid_share, "test_share": test_share}, init_from)
+        if run is None:
+            hint = options.such_as(texts or (), cell or "lstm")
+            raise UsageError(f"--resume needs --run DIR, the folder of the run to go on with{hint}")
+    options.refuse_both(valid, valid_share)
+    text = TextChoices(texts=tuple(texts or ()), valid=tuple(valid or ()), **reading)
+    choices = recipe.Choices(cell=cell, budget=budget, model=model, training=training)
+    # Check every number before torch is imported and before anything is written; but --loss-last
+    # cannot be compared yet with the window of a resumed run.
+    known = {"loss_last": min(1, loss_last)} if resume and bptt is None and loss_last else {}
+    recipe.refuse_nonsense(replace(choices, training=training | known))
+    if not resume:
+        refuse_output_in_text((*text.texts, *text.valid))
+
+    command = command_line(["charrnn", *sys.argv[1:]])
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())
+
+        import_numpy()
+        from charrnn.commands.watching import watch_run
+        from charrnn.compute.device import choose_device
+        from charrnn.runs.comparison import refuse_comparison
+        from charrnn.runs.resuming import resume as resume_run
+        from charrnn.runs.starting import start as start_run
+        from charrnn.storage.reading import refuse_text_within
+        from charrnn.storage.runfolder import RunFolder
+
+        # A resumed run computes where it did before, unless --device says otherwise.
+        where = None if resume and device == "auto" else choose_device(device)
+        begin = RunFolder.open_existing if resume else RunFolder.create
+        take = partial(begin, keep=1 if keep is None else keep, command=command)
+        if run is None:
+            folder = _take_free(take, text.texts, cell or _cell_of(init_from))
+        else:
+            refuse_comparison(run)
+            if not resume:
+                refuse_text_within(text, run, "a run")
+            folder = take(run)
+        stack.enter_context(folder)
+        typed = stack.enter_context(spooled(text.texts, stop))
+        if not resume:
+            assert where is not None
+            new = start_run(
+                choices, text, folder=folder, device=where, init_from=init_from, spooled=typed
+            )
+            if not texts and waits_unread():
+                new.notes.append("standard input is not read: give - as TEXT to train on it")
+            return watch_run(new, stop, as_json=as_json, quiet=quiet)
+        fixed: dict[str, Any] = recipe.given({"cell": cell, **model, **training, **reading})
+        may_change = {name: fixed.pop(name) for name in ("lr", "patience") if name in fixed}
+        old = resume_run(
+            folder,
+            device=where,
+            changes=budget | may_change,
+            fixed=fixed,
+            texts=text.texts,
+            valid_texts=text.valid,
+            spooled=typed,
+            keep=keep,
+        )
+        if old.is_finished:
+            old.save_names()
+        if old.is_finished and not as_json:
+            if not quiet:
+                _say_finished(old)
+            print_path(folder.path)
+            return 0
+        return watch_run(old, stop, as_json=as_json, quiet=quiet)
+
+
+def _refuse_begun(shares: dict[str, float | None], init_from: Path | None) -> None:
+    """Refuse to divide a resumed run's text again, or to start the run from other weights."""
+    said = []
+    if given := recipe.given(shares):
+        names, them = joined([*map(flag, given)], "and"), "them" if len(given) > 1 else "it"
+        said.append(f"{names}: the run's text is divided already: leave {them} out")
+    if init_from is not None:
+        said.append("--init-from: the run has weights of its own already: leave it out")
+    if said:
+        raise UsageError("; ".join(said))
+
+
+def _cell_of(init_from: Path | None) -> CellName:
+    """Return the default cell: that of the checkpoint a run starts from, if there is one."""
+    if init_from is None:
+        return "lstm"
+
+    from charrnn.storage.trained import shape_of
+
+    return shape_of(init_from).cell
+
+
+def _take_free(take: Callable[[Path], RunFolder], texts: Sequence[str], what: str) -> RunFolder:
+    """Hold a folder under checkpoints/ that no run has taken yet.
+
+    Raises:
+        RunFolderError: it cannot be made.
+    """
+    path = options.default_run(texts, what)
+    while True:
+        try:
+            return take(path)
+        except RunFolderError:
+            # A command that was started at the same time may have been faster.
+            if path == (path := options.default_run(texts, what)):
+                raise
+
+
+def _say_finished(run: Run) -> None:
+    """Say that a run has nothing left to do, and what would make it go on."""
+    larger = "--patience" if run.is_out_of_patience else "--minutes, --epochs or --steps"
+    progress = run.progress
+    say(
+        f"{shown(run.folder.path)}: finished already, after {progress.step:,} steps and "
+        f"{duration(progress.seconds)}: give a larger {larger} to go on"
+    )

@@ -1,0 +1,1 @@
+"""Where to compute, and the fast paths of a CPU: C for this machine, and what calls it."""

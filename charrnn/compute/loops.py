@@ -1,0 +1,431 @@
+"""The three recurrences over a window on a CPU, with hand-written gradients.
+
+torch's LSTM on a CPU is one fused oneDNN primitive; its RNN and GRU are loops of small
+operators, so a GRU, with three quarters of an LSTM's products, takes twice as long.
+The loops here are faster (the LSTM's only where ``beats_onednn_lstm``):
+
+- the input product is computed before the loop, once for each distinct input: a window of
+  2,048 characters has some 60 of them. The gradient of the recurrent weights is one large
+  product after the loop (in bf16 if the inputs are);
+- in float32 the loop itself is compiled C (``native``). In float64, or without a compiler,
+  RNN and GRU run in numpy on the tensors' own memory: a numpy call costs half as much as
+  torch's, and numpy's tanh a tenth of torch's with MKL.
+
+Axis letters: T time, B lanes, D distinct inputs, H hidden, G the stacked gates' rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from charrnn.compute import native
+from charrnn.compute.device import has_capability, multiplies_bf16, vendor
+from charrnn.compute.kernels import (
+    needs_gradient,
+    refuse_second_derivative,
+    step_product,
+    weight_gradient,
+)
+
+
+def run_rnn(
+    projected: Tensor, h_BH: Tensor, weight_recurrent: Tensor, which_TB: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Run a plain RNN over a window of T >= 1 time steps on a CPU; once differentiable.
+
+    Args:
+        projected: W x + b of every time step, [T, B, H], or of D distinct x, [D, H]; contiguous.
+            Its type is that of the other tensors, float32 or float64; or it is bfloat16 and
+            they are float32.
+        h_BH: The state before.
+        weight_recurrent: U [H, H].
+        which_TB: Which of the D inputs each time step of a lane reads, int64, contiguous; None:
+            each has its own.
+
+    Returns:
+        The outputs [T, B, H], in the type of ``projected``, and the state after the last step
+        [B, H].
+    """
+    result: tuple[Tensor, Tensor] = _RNN.apply(  # type: ignore[no-untyped-call]
+        projected, h_BH, weight_recurrent, which_TB
+    )
+    return result
+
+
+_FEW_UNITS = 256
+"""Most units with which oneDNN's LSTM may be faster."""
+
+
+def beats_onednn_lstm(dtype: torch.dtype, hidden: int, *, shared: bool, learns: bool) -> bool:
+    """Return whether ``run_lstm`` is available on this CPU and better than oneDNN's LSTM.
+
+    It is better in bf16, most of all with AMX, which oneDNN's LSTM does not use in training; in
+    wide layers; where time steps share inputs, because oneDNN computes the input product for every
+    step; without AVX-512; and on Intel's processors. Otherwise oneDNN's is used: on a quiet machine
+    it can be a few per cent faster. On a busy one its threads wait for each other at every time
+    step, which costs half of its speed, and with few lanes nearly all of it: so it is never used
+    for scoring (docs/diary.md).
+
+    Args:
+        dtype: the inputs' type.
+        hidden: the layer's units.
+        shared: whether time steps share their inputs.
+        learns: whether there will be a backward pass.
+    """
+    narrow = dtype == torch.bfloat16
+    if narrow:
+        better = multiplies_bf16(torch.device("cpu"))
+    else:
+        rival = has_capability("avx512_f") and vendor() != "GenuineIntel" and hidden <= _FEW_UNITS
+        better = dtype == torch.float32 and (shared or not learns or not rival)
+    if not better:
+        return False  # before asking for the loops, which may compile them
+    compiled = native.loops()
+    return compiled is not None and (compiled.multiplies_bf16 or not narrow)
+
+
+def run_lstm(
+    projected: Tensor,
+    h_BH: Tensor,
+    c_BH: Tensor,
+    weight_recurrent: Tensor,
+    which_TB: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Run an LSTM over a window in compiled C (``native.loops``); once differentiable.
+
+    Args:
+        projected: W x + b of every time step, [T, B, 4H], the blocks of i, f, g and o, or of D
+            distinct x, [D, 4H]; float32, like the other tensors, or bfloat16.
+        h_BH: The state before.
+        c_BH: The cell before.
+        weight_recurrent: U [4H, H].
+        which_TB: See ``run_rnn``.
+
+    Returns:
+        The outputs [T, B, H], in the type of ``projected``, and state and cell after the last
+        step.
+    """
+    tensors = (projected, h_BH, c_BH, weight_recurrent)
+    keep = needs_gradient(*tensors)
+    result: tuple[Tensor, Tensor, Tensor]
+    result = _LSTM.apply(keep, *tensors, which_TB)  # type: ignore[no-untyped-call]
+    return result
+
+
+def run_gru(
+    projected: Tensor,
+    h_BH: Tensor,
+    weight_recurrent: Tensor,
+    bias_recurrent: Tensor,
+    which_TB: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run a GRU over a window; once differentiable.
+
+    Args:
+        projected: W x + b of every time step, [T, B, 3H], the blocks of r, z and n, or of D
+            distinct x, [D, 3H]; types as in ``run_rnn``.
+        h_BH: The state before.
+        weight_recurrent: U [3H, H].
+        bias_recurrent: The candidate's second bias [H].
+        which_TB: See ``run_rnn``.
+
+    Returns:
+        The outputs [T, B, H], in the type of ``projected``, and the state after the last step
+        [B, H].
+    """
+    tensors = (projected, h_BH, weight_recurrent, bias_recurrent)
+    keep = needs_gradient(*tensors)
+    result: tuple[Tensor, Tensor]
+    result = _GRU.apply(keep, *tensors, which_TB)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _RNN(torch.autograd.Function):
+    """``run_rnn`` with its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        projected: Tensor,
+        h_BH: Tensor,
+        weight_recurrent: Tensor,
+        which_TB: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        steps = len(projected if which_TB is None else which_TB)
+        states_TBH = _states(h_BH, steps)
+        narrow = projected.dtype == torch.bfloat16
+        wide = projected.to(h_BH.dtype)
+        typed_TBH = _loops(h_BH).rnn_forward(narrow, weight_recurrent, wide, which_TB, states_TBH)
+        typed_TBH = typed_TBH.to(projected.dtype)
+        ctx.save_for_backward(weight_recurrent, states_TBH, typed_TBH, which_TB)
+        ctx.count = len(projected)
+        return typed_TBH[1:].contiguous(), states_TBH[-1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, d_out_TBH: Tensor, d_last_BH: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        weight_recurrent, states_TBH, typed_TBH, which_TB = ctx.saved_tensors
+        dh_BH = d_last_BH.clone(memory_format=torch.contiguous_format)
+        loops, narrow = _loops(dh_BH), typed_TBH.dtype == torch.bfloat16
+        d_TBH = loops.rnn_backward(narrow, weight_recurrent, states_TBH, d_out_TBH, dh_BH)
+        d_projected, d_weight = _gradients(loops, d_TBH, typed_TBH, which_TB, ctx.count)
+        return d_projected, dh_BH, d_weight, None
+
+
+class _LSTM(torch.autograd.Function):
+    """``run_lstm`` with its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        keep: bool,
+        projected: Tensor,
+        h_BH: Tensor,
+        c_BH: Tensor,
+        weight_recurrent: Tensor,
+        which_TB: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        steps = len(projected if which_TB is None else which_TB)
+        states_TBH, cells_TBH = _states(h_BH, steps), _states(c_BH, steps)
+        compiled, narrow = native.loops(), projected.dtype == torch.bfloat16
+        wide = projected.to(h_BH.dtype)
+        assert compiled is not None
+        typed_TBH, kept_TBGH = compiled.lstm_forward(
+            narrow, weight_recurrent, wide, which_TB, states_TBH, cells_TBH, keep
+        )
+        typed_TBH = typed_TBH.to(projected.dtype)
+        ctx.save_for_backward(weight_recurrent, typed_TBH, cells_TBH, kept_TBGH, which_TB)
+        ctx.count = len(projected)
+        return typed_TBH[1:].contiguous(), states_TBH[-1].clone(), cells_TBH[-1].clone()
+
+    @staticmethod
+    def backward(
+        ctx: Any, d_out_TBH: Tensor, d_last_BH: Tensor, d_cell_BH: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        weight_recurrent, typed_TBH, cells_TBH, kept_TBGH, which_TB = ctx.saved_tensors
+        dh_BH = d_last_BH.clone(memory_format=torch.contiguous_format)
+        dc_BH = d_cell_BH.clone(memory_format=torch.contiguous_format)
+        compiled, narrow = native.loops(), typed_TBH.dtype == torch.bfloat16
+        assert compiled is not None
+        d_TBG = compiled.lstm_backward(
+            narrow, weight_recurrent, cells_TBH, kept_TBGH, d_out_TBH, dh_BH, dc_BH
+        )
+        d_projected, d_weight = _gradients(compiled, d_TBG, typed_TBH, which_TB, ctx.count)
+        return None, d_projected, dh_BH, dc_BH, d_weight, None
+
+
+class _GRU(torch.autograd.Function):
+    """``run_gru`` with its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        keep: bool,
+        projected: Tensor,
+        h_BH: Tensor,
+        weight_recurrent: Tensor,
+        bias_recurrent: Tensor,
+        which_TB: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        steps = len(projected if which_TB is None else which_TB)
+        states_TBH = _states(h_BH, steps)
+        narrow = projected.dtype == torch.bfloat16
+        wide = projected.to(h_BH.dtype)
+        typed_TBH, kept_TBGH = _loops(h_BH).gru_forward(
+            narrow, weight_recurrent, wide, which_TB, bias_recurrent, states_TBH, keep
+        )
+        typed_TBH = typed_TBH.to(projected.dtype)
+        ctx.save_for_backward(weight_recurrent, states_TBH, typed_TBH, kept_TBGH, which_TB)
+        ctx.count = len(projected)
+        return typed_TBH[1:].contiguous(), states_TBH[-1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, d_out_TBH: Tensor, d_last_BH: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        weight_recurrent, states_TBH, typed_TBH, kept_TBGH, which_TB = ctx.saved_tensors
+        hidden = states_TBH.shape[2]
+        dh_BH = d_last_BH.clone(memory_format=torch.contiguous_format)
+        loops, narrow = _loops(dh_BH), typed_TBH.dtype == torch.bfloat16
+        d_TBG, d_n_TBH = loops.gru_backward(
+            narrow, weight_recurrent, states_TBH, kept_TBGH, d_out_TBH, dh_BH
+        )
+        (d_bias_recurrent,) = loops.sum_rows(d_TBG[..., 2 * hidden :])
+        d_projected, d_weight = _gradients(loops, d_TBG, typed_TBH, which_TB, ctx.count, d_n_TBH)
+        return None, d_projected, dh_BH, d_weight, d_bias_recurrent, None
+
+
+def _gradients(
+    loops: native.Loops | _NumpyLoops,
+    d_TBG: Tensor,
+    typed_TBH: Tensor,
+    which_TB: Tensor | None,
+    count: int,
+    d_last_TBH: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the inputs W x + b and of U.
+
+    Args:
+        loops: The loops that made the gradients.
+        d_TBG: The gradient of U h, typed; may be overwritten.
+        typed_TBH: All states [T + 1, B, H], in the type of inputs and products.
+        which_TB: Which of the inputs each time step reads; None: its own.
+        count: How many inputs there are.
+        d_last_TBH: The gradient of the inputs' last block, where it differs from U h's.
+
+    Returns:
+        The gradient of the inputs, in the type of ``typed_TBH``; U's in that of the weights.
+    """
+    typed_TBG = d_TBG.to(typed_TBH.dtype)
+    d_weight = weight_gradient(typed_TBG, typed_TBH[:-1])
+    d_weight = d_weight.to(torch.promote_types(d_weight.dtype, torch.float32))
+    if which_TB is None:
+        if d_last_TBH is not None:
+            typed_TBG[..., -d_last_TBH.shape[2] :] = d_last_TBH
+        return typed_TBG.contiguous(), d_weight
+    blocks = [d_TBG]
+    if d_last_TBH is not None:
+        blocks = [d_TBG[..., : -d_last_TBH.shape[2]], d_last_TBH]
+    d_DG = torch.cat([loops.sum_rows(block, which_TB, count) for block in blocks], 1)
+    return d_DG.to(typed_TBH.dtype), d_weight
+
+
+def _states(h_BH: Tensor, steps: int) -> Tensor:
+    """Return a tensor for all states, [T + 1, B, H], with the first one filled in."""
+    states_TBH = h_BH.new_empty(steps + 1, *h_BH.shape)
+    states_TBH[0] = h_BH
+    return states_TBH
+
+
+def _loops(h_BH: Tensor) -> native.Loops | _NumpyLoops:
+    """Return the loops for states of this type: compiled in float32 if possible, else numpy's."""
+    compiled = native.loops() if h_BH.dtype == torch.float32 else None
+    return _NumpyLoops() if compiled is None else compiled
+
+
+#: Numpy need not warn of a NaN in a state: whoever looks at the loss sees it.
+_quietly = np.errstate(all="ignore")
+
+
+class _NumpyLoops:
+    """The loops of ``native.Loops`` for RNN and GRU, with a numpy call for every operation.
+
+    Products are in the states' type even if ``narrow``, and so is what is typed: converting the
+    arrays at every step would cost as much as bf16 saves.
+    """
+
+    @_quietly
+    def rnn_forward(
+        self,
+        narrow: bool,
+        weight_HH: Tensor,
+        projected: Tensor,
+        which_TB: Tensor | None,
+        states_TBH: Tensor,
+    ) -> Tensor:
+        projected_TBH = projected if which_TB is None else projected[which_TB]
+        recurrent = step_product(weight_HH, *projected_TBH.shape[:2])
+        of_steps = zip(states_TBH[:-1], projected_TBH.numpy(), states_TBH[1:].numpy(), strict=True)
+        for h, x, h_next in of_steps:
+            np.add(recurrent(h).numpy(), x, out=h_next)
+            np.tanh(h_next, out=h_next)
+        return states_TBH
+
+    @_quietly
+    def rnn_backward(
+        self,
+        narrow: bool,
+        weight_HH: Tensor,
+        states_TBH: Tensor,
+        d_out_TBH: Tensor,
+        dh_BH: Tensor,
+    ) -> Tensor:
+        recurrent = step_product(weight_HH.t(), *d_out_TBH.shape[:2])
+        # tanh' = 1 - tanh^2; each step's factor becomes its gradient in place.
+        d_TBH = 1 - states_TBH[1:].square()
+        d_out_TBH, dh = d_out_TBH.to(d_TBH.dtype), dh_BH.numpy()
+        of_steps = zip(d_TBH, d_TBH.numpy(), d_out_TBH.numpy(), strict=True)
+        for d_tensor, d, above in reversed(list(of_steps)):
+            dh += above
+            d *= dh
+            np.copyto(dh, recurrent(d_tensor).numpy())
+        return d_TBH
+
+    @_quietly
+    def gru_forward(
+        self,
+        narrow: bool,
+        weight_GH: Tensor,
+        projected: Tensor,
+        which_TB: Tensor | None,
+        bias_H: Tensor,
+        states_TBH: Tensor,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor]:
+        projected_TBG = projected if which_TB is None else projected[which_TB]
+        steps, lanes, _ = projected_TBG.shape
+        recurrent = step_product(weight_GH, steps, lanes)
+        gates_TBGH = projected_TBG.view(steps, lanes, 3, -1).numpy()
+        bias = bias_H.detach().numpy()
+        kept_TBGH = projected_TBG.new_empty(steps if keep else 1, lanes, 4, len(bias))
+        each_TBGH = kept_TBGH.expand(steps, -1, -1, -1)
+        of_steps = zip(
+            states_TBH[:-1], states_TBH.numpy(), states_TBH[1:].numpy(), gates_TBGH,
+            each_TBGH[:, :, :2], each_TBGH.numpy(), strict=False,
+        )  # fmt: skip
+        for h_tensor, h, h_next, x, rz_tensor, step in of_steps:
+            sums = recurrent(h_tensor).numpy().reshape(x.shape)
+            r, z, m, n = (step[:, gate] for gate in range(4))
+            np.add(sums[:, :2], x[:, :2], out=step[:, :2])
+            rz_tensor.sigmoid_()
+            np.add(sums[:, 2], bias, out=m)
+            np.multiply(r, m, out=n)
+            np.add(n, x[:, 2], out=n)
+            np.tanh(n, out=n)
+            np.subtract(h, n, out=h_next)
+            np.multiply(h_next, z, out=h_next)
+            np.add(h_next, n, out=h_next)  # n + z (h - n)
+        return states_TBH, kept_TBGH
+
+    @_quietly
+    def gru_backward(
+        self,
+        narrow: bool,
+        weight_GH: Tensor,
+        states_TBH: Tensor,
+        kept_TBGH: Tensor,
+        d_out_TBH: Tensor,
+        dh_BH: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        steps, lanes, hidden = d_out_TBH.shape
+        recurrent = step_product(weight_GH.t(), steps, lanes)
+        r, z, m, n = kept_TBGH.unbind(2)
+        # The factors that turn a step's dh into the gradients of r and z before their
+        # sigmas, of m, and of n before its tanh; each becomes that gradient in place.
+        d_n = (1 - z) * (1 - n.square())
+        d_r, d_z = d_n * m * r * (1 - r), (states_TBH[:-1] - n) * z * (1 - z)
+        d_TBGH = torch.stack([d_r, d_z, d_n * r], 2)
+        through: NDArray[Any] = np.empty((lanes, hidden), dh_BH.numpy().dtype)
+        d_out_TBH, dh = d_out_TBH.to(d_n.dtype), dh_BH.numpy()
+        of_steps = zip(
+            d_TBGH.flatten(2), d_TBGH.numpy(), d_n.numpy(), z.numpy(), d_out_TBH.numpy(),
+            strict=True,
+        )  # fmt: skip
+        for d_tensor, d_gates, dn, z_t, above in reversed(list(of_steps)):
+            dh += above
+            d_gates *= dh[:, None]
+            dn *= dh
+            np.multiply(dh, z_t, out=through)
+            np.add(recurrent(d_tensor).numpy(), through, out=dh)
+        return d_TBGH.flatten(2), d_n
+
+    def sum_rows(self, x_TBN: Tensor, which_TB: Tensor | None = None, count: int = 1) -> Tensor:
+        if which_TB is None:
+            return x_TBN.sum((0, 1))[None]
+        sums_DN = x_TBN.new_zeros(count, x_TBN.shape[2])
+        return sums_DN.index_add_(0, which_TB.flatten(), x_TBN.flatten(0, 1))

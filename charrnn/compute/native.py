@@ -1,0 +1,255 @@
+"""The time-step loops of ``recurrence.c``, called with tensors.
+
+Without a C compiler that has OpenMP, ``loops`` returns None: RNN and GRU then run in numpy, an LSTM
+in torch.
+
+Axis letters: T time, B lanes, D distinct inputs, H hidden, G gates, as an axis of their own (GH) or
+stacked as rows (G); K a product's inner axis, N its columns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Hashable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from charrnn.compute.compiler import (
+    Multiplier,
+    argument,
+    compiled,
+    refuse_misreadable,
+    ways_to_share,
+)
+from charrnn.compute.trials import Fastest
+from charrnn.config import CELL_NAMES, CellName
+
+_TYPES = (torch.float32, torch.bfloat16)
+"""Types of typed tensors: without and with products in bf16."""
+
+
+class Loops(Multiplier):
+    """The functions of ``recurrence.c``, on tensors.
+
+    All tensors are float32 (``which_TB`` int64), contiguous and on a CPU. Their sizes and the
+    indices in ``which_TB`` are not checked. Tensors that are returned are allocated here. In all
+    functions
+
+    - ``narrow`` asks for recurrent products in bf16; a processor without it computes them in
+      float32. What is returned "typed" is in the products' type, as they read it;
+    - ``weight_GH`` or ``weight_HH`` is U;
+    - ``projected`` is W x + b of every time step, [T, B, G], or of D distinct x, [D, G], and
+      ``which_TB`` says which of these each step reads (None: its own);
+    - ``states_TBH`` and ``cells_TBH`` hold all states and cells, [T + 1, B, H]; a forward loop
+      is given the first and fills in the rest;
+    - ``kept_TBGH`` holds what the backward loop needs of the forward one, which returns it if
+      ``keep``;
+    - ``d_out_TBH`` is the gradient of the outputs, float32 or bf16; ``dh_BH`` and ``dc_BH`` are the
+      gradients of the last state and cell, and are overwritten with those of the first.
+    """
+
+    FILE = "recurrence.c"
+    FUNCTIONS = ("forward", "rnn_backward", "lstm_backward", "gru_backward", "sum_rows")
+
+    def __init__(self, library: ctypes.CDLL, *, tiles: bool = True) -> None:
+        super().__init__(library, tiles=tiles)
+        #: The ways of making a loop, by its function, the shape of its panels, and its sizes.
+        self._fastest: dict[Hashable, Fastest] = {}
+
+    def rnn_forward(
+        self,
+        narrow: bool,
+        weight_HH: Tensor,
+        projected: Tensor,
+        which_TB: Tensor | None,
+        states_TBH: Tensor,
+    ) -> Tensor:
+        """Fill in the states; return them typed."""
+        tensors = (projected, which_TB, None)
+        return self._forward("rnn", narrow, weight_HH, tensors, states_TBH, None, None)
+
+    def rnn_backward(
+        self,
+        narrow: bool,
+        weight_HH: Tensor,
+        states_TBH: Tensor,
+        d_out_TBH: Tensor,
+        dh_BH: Tensor,
+    ) -> Tensor:
+        """Return the gradient before each tanh, [T, B, H], typed."""
+        narrow, d_out_TBH = self._typed(narrow, d_out_TBH)
+        d_TBH = self._room_for(narrow, d_out_TBH, len(weight_HH))
+        tensors = (states_TBH, d_out_TBH, dh_BH, d_TBH)
+        self._run("rnn_backward", narrow, weight_HH, states_TBH, *tensors)
+        return d_TBH[..., : len(weight_HH)]
+
+    def lstm_forward(
+        self,
+        narrow: bool,
+        weight_GH: Tensor,
+        projected: Tensor,
+        which_TB: Tensor | None,
+        states_TBH: Tensor,
+        cells_TBH: Tensor,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Fill in states and cells; return the states typed, and what is kept if ``keep``.
+
+        That is i, f, g, o and tanh(c), [T, B, 5, H].
+        """
+        kept_TBGH = _room_to_keep(states_TBH, 5, keep)
+        tensors = (projected, which_TB, None)
+        typed_TBH = self._forward(
+            "lstm", narrow, weight_GH, tensors, states_TBH, cells_TBH, kept_TBGH
+        )
+        return typed_TBH, kept_TBGH
+
+    def lstm_backward(
+        self,
+        narrow: bool,
+        weight_GH: Tensor,
+        cells_TBH: Tensor,
+        kept_TBGH: Tensor,
+        d_out_TBH: Tensor,
+        dh_BH: Tensor,
+        dc_BH: Tensor,
+    ) -> Tensor:
+        """Return the gradients of i, f, g and o before their functions, [T, B, 4H], typed."""
+        narrow, d_out_TBH = self._typed(narrow, d_out_TBH)
+        d_TBG = self._room_for(narrow, d_out_TBH, len(weight_GH))
+        tensors = (cells_TBH, kept_TBGH, d_out_TBH, dh_BH, dc_BH, d_TBG)
+        self._run("lstm_backward", narrow, weight_GH, cells_TBH, *tensors)
+        return d_TBG[..., : len(weight_GH)]
+
+    def gru_forward(
+        self,
+        narrow: bool,
+        weight_GH: Tensor,
+        projected: Tensor,
+        which_TB: Tensor | None,
+        bias_H: Tensor,
+        states_TBH: Tensor,
+        keep: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Fill in the states; return them typed, and what is kept if ``keep``.
+
+        That is r, z, m and n, [T, B, 4, H]: ``n = tanh(W x + b + r * m)``, and ``m = U h + bias``.
+        """
+        kept_TBGH = _room_to_keep(states_TBH, 4, keep)
+        tensors = (projected, which_TB, bias_H)
+        typed_TBH = self._forward("gru", narrow, weight_GH, tensors, states_TBH, None, kept_TBGH)
+        return typed_TBH, kept_TBGH
+
+    def gru_backward(
+        self,
+        narrow: bool,
+        weight_GH: Tensor,
+        states_TBH: Tensor,
+        kept_TBGH: Tensor,
+        d_out_TBH: Tensor,
+        dh_BH: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the gradients of r and z before their sigmas and of m, [T, B, 3H]; and of n.
+
+        Both are typed.
+        """
+        narrow, d_out_TBH = self._typed(narrow, d_out_TBH)
+        d_n_TBH = torch.empty_like(d_out_TBH)
+        d_TBG = self._room_for(narrow, d_out_TBH, len(weight_GH))
+        tensors = (states_TBH, kept_TBGH, d_out_TBH, dh_BH, d_TBG, d_n_TBH)
+        self._run("gru_backward", narrow, weight_GH, states_TBH, *tensors)
+        return d_TBG[..., : len(weight_GH)], d_n_TBH
+
+    def sum_rows(self, x_TBN: Tensor, which_TB: Tensor | None = None, count: int = 1) -> Tensor:
+        """Return sums over time and lanes, [D, N], in float32.
+
+        Args:
+            x_TBN: float32 or bf16; its last axis may be a part of a longer one.
+            which_TB: which of the sums each row belongs to; None: all to the first.
+            count: D.
+        """
+        narrow, columns = _TYPES.index(x_TBN.dtype), x_TBN.shape[2]
+        rows = x_TBN.flatten(0, 1)
+        assert rows.data_ptr() == x_TBN.data_ptr(), "they must be evenly spaced"
+        assert rows.stride(1) == 1, "they must be contiguous"
+        sums_DN = torch.zeros(count, columns, dtype=torch.float32)
+        refuse_misreadable(which_TB, sums_DN)
+        sizes = (torch.get_num_threads(), narrow, len(rows), columns)
+        arguments = (*sizes, rows, rows.stride(0), which_TB, sums_DN)
+        self._library.sum_rows(*map(argument, arguments))
+        return sums_DN
+
+    def _forward(
+        self,
+        cell: CellName,
+        narrow: bool,
+        weight_GH: Tensor,
+        inputs: tuple[Tensor | None, ...],
+        states_TBH: Tensor,
+        *rest: Tensor | None,
+    ) -> Tensor:
+        """Call the forward loop; each gate's columns of U transposed get panels of their own.
+
+        Returns:
+            The states, typed.
+        """
+        hidden = weight_GH.shape[1]
+        if more := -hidden % self._width:
+            by_gate_GHH = weight_GH.view(-1, hidden, hidden)
+            weight_GH = torch.nn.functional.pad(by_gate_GHH, (0, 0, 0, more)).flatten(0, 1)
+        narrow = narrow and self.multiplies_bf16
+        number, typed_TBH = CELL_NAMES.index(cell), states_TBH
+        if narrow:
+            typed_TBH = self._room_for(narrow, states_TBH, hidden)
+        tensors = (*inputs, states_TBH, typed_TBH, *rest)
+        self._run("forward", narrow, weight_GH.t(), states_TBH, number, *tensors)
+        return typed_TBH[..., :hidden]
+
+    def _typed(self, narrow: bool, d_out_TBH: Tensor) -> tuple[bool, Tensor]:
+        """Return whether a backward loop is in bf16, and the gradient in its type."""
+        narrow = narrow and self.multiplies_bf16
+        return narrow, d_out_TBH.to(_TYPES[narrow]).contiguous()
+
+    def _room_for(self, narrow: bool, like_TBH: Tensor, columns: int) -> Tensor:
+        """Return a typed tensor to be written, [T, B, columns], in bf16 padded for the product."""
+        dtype = _TYPES[narrow]
+        padded = columns + -columns % self._depths[dtype]
+        return like_TBH.new_empty(*like_TBH.shape[:2], padded, dtype=dtype)
+
+    def _run(
+        self,
+        name: str,
+        narrow: bool,
+        weight_KN: Tensor,
+        like_TBH: Tensor,
+        *rest: Tensor | int | None,
+    ) -> None:
+        """Call a function of the library, with the sizes of one of its tensors, [T + 1, B, H].
+
+        ``narrow`` is set only if the library has products in bf16.
+        """
+        states, lanes, hidden = like_TBH.shape
+        refuse_misreadable(*rest, dtypes=(*_TYPES, torch.int64))
+        assert weight_KN.dtype == torch.float32, f"they must be float32: {weight_KN.dtype}"
+        panels = self._panels(weight_KN.bfloat16() if narrow else weight_KN)
+        ways = ways_to_share(lanes, panels.nbytes, torch.get_num_threads())
+        most = max(threads for threads, _ in ways)
+        room = like_TBH.new_empty(lanes * len(panels) * self._width + most * 4 * hidden)
+        sizes = (narrow, states - 1, lanes, hidden)
+        key = (name, panels.shape, *sizes, *ways)
+        if key not in self._fastest:
+            function: Callable[..., None] = getattr(self._library, name)
+            self._fastest[key] = Fastest([partial(function, *map(argument, way)) for way in ways])
+        self._fastest[key](*map(argument, (*sizes, panels, *rest, room)))
+
+
+def _room_to_keep(states_TBH: Tensor, gates: int, keep: bool) -> Tensor | None:
+    states, lanes, hidden = states_TBH.shape
+    return states_TBH.new_empty(states - 1, lanes, gates, hidden) if keep else None
+
+
+def loops() -> Loops | None:
+    """Return the compiled loops, or None if they cannot be compiled here."""
+    return compiled(Loops)

@@ -1,0 +1,313 @@
+"""Sampling: draw new characters one at a time from a model's predictions.
+
+Every sample has its own random stream, which depends only on the seed and the sample's
+number. So the same seed gives the same text, and a sample is the same alone as among others, unless
+a probability that is rounded differently changes a draw: with fewer bits, more samples or threads
+or without a compiler, steps may be rounded otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from charrnn.config import SampleConfig, UnknownName
+from charrnn.errors import NonFiniteError, VocabularyError
+from charrnn.inference.stepper import NumpyStepper, Stepper
+from charrnn.network.model import CharModel, Hidden, take_lanes
+from charrnn.text.vocabulary import UNKNOWN, Ids, Vocabulary, listed
+from charrnn.wording import quoted
+
+#: Characters of a prompt given to the model at a time.
+PROMPT_WINDOW = 1024
+#: On a CPU, prompts up to this length are read one character at a time, as the sample is: the loops
+#: that read longer ones faster have to be compiled first, which takes some tenths of a second.
+SHORT_PROMPT = 64
+#: Random numbers drawn from a stream at a time.
+DRAWS = 64
+
+
+#: One more character of one sample: which sample, from 0, and the character's id.
+Piece = tuple[int, int]
+
+
+def prepare_prompt(
+    prompt: str | bytes, vocabulary: Vocabulary, unknown: UnknownName
+) -> tuple[Ids, str | None]:
+    """Turn a prompt into ids, with unknown characters handled as the user chose.
+
+    Args:
+        prompt: the text to continue; may be empty.
+        vocabulary: the model's.
+        unknown: "error", "replace" (by the unknown symbol) or "skip".
+
+    Returns:
+        The ids, and a message for the user if characters were replaced or skipped.
+
+    Raises:
+        VocabularyError: the prompt has unknown characters and ``unknown`` is "error".
+    """
+    ids = vocabulary.encode(prompt)
+    missing = vocabulary.unknown_in(prompt)
+    if not missing:
+        return ids, None
+    shown = listed(missing)
+    if unknown == "error":
+        raise VocabularyError(
+            f"the model does not know these characters of the prompt: {shown}; "
+            "use --unknown replace or --unknown skip"
+        )
+    if unknown == "skip":
+        return ids[ids != UNKNOWN], f"skipped characters that the model does not know: {shown}"
+    return ids, f"replaced characters that the model does not know: {shown}"
+
+
+def encode_stop(vocabulary: Vocabulary, stop: str | None) -> list[int] | None:
+    """Return the ids of the text that ends a sample.
+
+    Raises:
+        VocabularyError: the model can never produce it.
+    """
+    if stop is None:
+        return None
+    missing = vocabulary.unknown_in(stop)
+    if missing:
+        raise VocabularyError(
+            f"--stop {stop!r} can never be produced: the model does not know "
+            + ", ".join(map(quoted, missing))
+            + ": leave --stop out, or stop at characters that it knows"
+        )
+    ids: list[int] = vocabulary.encode(stop).tolist()
+    return ids
+
+
+def next_probabilities(
+    logits_BV: NDArray[np.floating], config: SampleConfig
+) -> NDArray[np.float64]:
+    """Turn logits into the probabilities that characters are drawn with.
+
+    Temperature is applied first, then top-k, then top-p (the nucleus) to what is left.
+    Of equal logits at the edge of top-k or top-p, those with lower ids are kept.
+
+    Args:
+        logits_BV: -inf where a symbol must not be drawn.
+        config: temperature, top_k, top_p.
+
+    Returns:
+        probabilities_BV in float64; every row sums to 1.
+
+        A row with a NaN or +inf, or with nothing above -inf, gives NaNs (at temperature 0: 1 at
+        the first such entry).
+    """
+    if config.temperature == 0:
+        likeliest_BV = np.zeros_like(logits_BV, dtype=np.float64)
+        np.put_along_axis(likeliest_BV, logits_BV.argmax(axis=1, keepdims=True), 1.0, axis=1)
+        return likeliest_BV
+    logits_BV = logits_BV.astype(np.float64)
+    p_BV: NDArray[np.float64] = logits_BV - logits_BV.max(axis=1, keepdims=True)
+    if config.temperature != 1:
+        # The maximum was subtracted first, so a tiny temperature can only overflow to
+        # minus infinity, which is right.
+        with np.errstate(over="ignore"):
+            p_BV /= config.temperature
+    np.exp(p_BV, out=p_BV)
+    p_BV /= p_BV.sum(axis=1, keepdims=True)
+    if config.top_k is not None or config.top_p is not None:
+        # Not by p: a high temperature can round the p of unequal logits to the same number.
+        order_BV = np.argsort(-logits_BV, axis=1, kind="stable")
+        sorted_BV = np.take_along_axis(p_BV, order_BV, axis=1)
+        if config.top_k is not None:
+            sorted_BV[:, config.top_k :] = 0
+            sorted_BV /= sorted_BV.sum(axis=1, keepdims=True)
+        if config.top_p is not None:
+            before_BV = np.cumsum(sorted_BV, axis=1) - sorted_BV
+            sorted_BV[before_BV >= config.top_p] = 0
+            sorted_BV /= sorted_BV.sum(axis=1, keepdims=True)
+        np.put_along_axis(p_BV, order_BV, sorted_BV, axis=1)
+    return p_BV
+
+
+def sample(
+    model: CharModel, vocabulary: Vocabulary, prompt: Ids | None, config: SampleConfig
+) -> Iterator[Piece]:
+    """Draw new characters, one time step of all samples after another.
+
+    Without a prompt (None, or empty) the model reads a line break first, or the first symbol
+    of a vocabulary that has no line break. The state before that is zero. The unknown symbol
+    is never drawn. Dropout is off while this generator runs.
+
+    Args:
+        model: the model that predicts.
+        vocabulary: the model's.
+        prompt: ids from ``prepare_prompt``.
+        config: how to draw, how many, and where to stop.
+
+    Yields:
+        One piece per new character, with the samples interleaved.
+
+    Raises:
+        VocabularyError: ``config.stop`` can never be produced; raised with the first piece.
+        NonFiniteError: the model's predictions are not finite.
+    """
+    was_training = model.training
+    points = _points(config)
+    stop = encode_stop(vocabulary, config.stop)
+    tails: list[list[int]] = [[] for _ in range(config.count)]
+    numbers = list(range(config.count))  # lane -> number of its sample
+    open_lanes = numbers
+    is_plain = config.temperature > 0 and config.top_k is None and config.top_p is None
+    if prompt is None or len(prompt) == 0:
+        prompt = _first_symbol(vocabulary)
+    model.eval()
+    try:
+        logits_V, hidden, begun = _read(model, prompt, config)
+        logits_BV = logits_V[None].repeat(config.count, axis=0)
+        stepper = _stepper(model, hidden, config, begun)
+        del begun  # so that its matrices are freed when the stepper switches to C
+        produced = 0
+        while True:
+            if not vocabulary.is_bytes:
+                logits_BV[:, UNKNOWN] = -np.inf
+            points_B = next(points)
+            if len(numbers) < config.count:
+                points_B = points_B[numbers]
+            draw = stepper.draw if is_plain else None
+            if draw is None:
+                drawn_B = _draw(next_probabilities(logits_BV, config), points_B)
+            else:
+                drawn_B = draw(logits_BV, points_B, config.temperature)
+            drawn = drawn_B.tolist()
+            # NaN probabilities draw symbol 0, which is otherwise (almost) never drawn.
+            if 0 in drawn or config.temperature == 0:
+                _refuse_non_finite(logits_BV[open_lanes])
+            produced += 1
+            yield from [(numbers[lane], drawn[lane]) for lane in open_lanes]
+            if stop is not None:
+                for lane in open_lanes:
+                    tail = [*tails[numbers[lane]], drawn[lane]]
+                    tails[numbers[lane]] = tail[-len(stop) :]
+                open_lanes = [lane for lane in open_lanes if tails[numbers[lane]] != stop]
+            if not open_lanes or produced == config.length:
+                break
+            # Not whenever a sample ends: matrices are arranged for a fixed number of lanes.
+            if 2 * len(open_lanes) <= len(numbers):
+                stepper.keep(open_lanes)
+                drawn_B, numbers = drawn_B[open_lanes], [numbers[lane] for lane in open_lanes]
+                open_lanes = list(range(len(numbers)))
+            logits_BV = stepper.step(drawn_B)
+    finally:
+        model.train(was_training)
+
+
+def unwarned() -> np.errstate:
+    """Return a context without numpy's warnings: ``sample`` itself checks for non-finite numbers.
+
+    The caller of ``sample`` enters it: entered in the generator, it would stay on between pieces.
+    """
+    return np.errstate(over="ignore", invalid="ignore")
+
+
+def _refuse_non_finite(logits_BV: NDArray[np.floating]) -> None:
+    if not np.isfinite(logits_BV.max(axis=1)).all():
+        raise NonFiniteError(
+            "the model's predictions are not finite: its weights are too large to compute with; "
+            "train anew with a lower --lr"
+        )
+
+
+# Each function that computes turns gradients off for itself. Around the generator, they would
+# stay off in its caller too, or be switched twice per piece, which costs as much as a piece.
+@torch.inference_mode()
+@unwarned()
+def _read(
+    model: CharModel, prompt: Ids, config: SampleConfig
+) -> tuple[NDArray[np.float32], Hidden, NumpyStepper | None]:
+    """Return logits_V for the character after a prompt, and the state of one lane there.
+
+    Also return the float32 steps in numpy that read the prompt, if the sample can continue them.
+    """
+    hidden = model.initial_hidden(1)
+    device = model.head.weight.device
+    if device.type == "cpu" and len(prompt) <= SHORT_PROMPT:
+        begun = NumpyStepper(model, hidden, "fp32")
+        for symbol_B in prompt.astype(np.int64)[:, None]:
+            logits_BV = begun.step(symbol_B)
+        goes_on = config.count == 1 and config.weights == "fp32"
+        return logits_BV[0], begun.hidden(), begun if goes_on else None
+    for start in range(0, len(prompt), PROMPT_WINDOW):
+        ids = prompt[start : start + PROMPT_WINDOW].astype(np.int64)
+        out_TBH, hidden = model.read(torch.from_numpy(ids).to(device)[:, None], hidden)
+    logits_TBV = model.predict(out_TBH[-1:])
+    logits_V: NDArray[np.float32] = logits_TBV[0, 0].float().cpu().numpy()
+    return logits_V, hidden, None
+
+
+def _stepper(
+    model: CharModel, hidden: Hidden, config: SampleConfig, begun: NumpyStepper | None
+) -> Stepper | _ModelStepper:
+    """Return the stepper that reads each sample's next character.
+
+    Args:
+        model: the model that predicts.
+        hidden: the state after the prompt, of one lane.
+        config: how many samples there are, and in what format their weights are read.
+        begun: one lane's steps in numpy up to that state, if they can be continued.
+    """
+    if begun is not None:
+        return Stepper(model, hidden, config.weights, begun)
+    hidden = take_lanes(hidden, [0] * config.count)
+    if model.head.weight.device.type == "cpu":
+        return Stepper(model, hidden, config.weights)
+    return _ModelStepper(model, hidden)
+
+
+class _ModelStepper:
+    """``Stepper`` for other devices than a CPU, by the model's own forward pass."""
+
+    draw = None
+
+    def __init__(self, model: CharModel, hidden: Hidden) -> None:
+        self._model, self._hidden = model, hidden
+
+    @torch.inference_mode()
+    def step(self, symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:
+        x_TB = torch.from_numpy(symbols_B)[None].to(self._model.head.weight.device)
+        logits_TBV, self._hidden = self._model(x_TB, self._hidden)
+        logits_BV: NDArray[np.float32] = logits_TBV[0].float().cpu().numpy()
+        return logits_BV
+
+    @torch.inference_mode()
+    def keep(self, lanes: Sequence[int]) -> None:
+        self._hidden = take_lanes(self._hidden, lanes)
+
+
+def _points(config: SampleConfig) -> Iterator[NDArray[np.float64]]:
+    """Yield each step's random numbers, one in [0, 1) for each sample."""
+    # Seed words have 32 bits: the higher bits of a larger seed make a word of their own.
+    rest, seed = divmod(config.seed, 1 << 32)
+    of_samples = ([seed, n, rest] for n in range(config.count))
+    streams = [np.random.Generator(np.random.Philox(seed=words)) for words in of_samples]
+    while True:
+        yield from np.stack([stream.random(DRAWS) for stream in streams], axis=1)
+
+
+def _draw(p_BV: NDArray[np.float64], points_B: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Draw a symbol for each sample by inverting the cumulative distribution."""
+    # A point is at most 1 - 2^-53: its product with the total is never rounded up to the total.
+    if len(p_BV) == 1:  # a faster way for one sample, as the user waits for each character
+        cumulative_V = p_BV[0].cumsum()
+        return np.array([np.count_nonzero(cumulative_V <= points_B[0] * cumulative_V[-1])])
+    cumulative_BV = p_BV.cumsum(axis=1)
+    points_B1 = points_B[:, None] * cumulative_BV[:, -1:]
+    symbols_B: NDArray[np.int64] = (cumulative_BV <= points_B1).sum(axis=1)
+    return symbols_B
+
+
+def _first_symbol(vocabulary: Vocabulary) -> Ids:
+    newline = vocabulary.encode("\n")
+    if newline[0] != UNKNOWN:
+        return newline
+    return np.array([1], dtype=np.int64)

@@ -1,0 +1,342 @@
+"""One character at a time on a CPU: the same recurrence, arranged for latency.
+
+A step of one character is a handful of matrix-vector products, each of which reads a matrix
+once: it is limited by memory bandwidth, and everything else is overhead. The lowest layer's input
+product can take only V values, so it is computed once and looked up.
+
+Most steps of a long text run in C, one call each (``steps``). Those of the first second or half
+second, and all of them if nothing compiles, run in numpy, whose calls cost a fraction of torch's
+(except for some matrices on Intel's processors). There the logistic function is computed from tanh
+of half the argument, so that one tanh call serves all gates of a step. With several texts side by
+side the products are matrix products, which go to oneDNN with the weights packed once, or to MKL.
+
+With bf16 weights, or int8 weights with one scale per row, C has less to read and is faster, if the
+processor multiplies them. ``CharModel.forward`` is the readable twin that the tests compare
+this with.
+
+Axis letters: B texts, V vocabulary, H hidden, G the stacked gates' rows; K a product's inner axis,
+N its columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from charrnn.compute.kernels import mkl_is_fast, step_product
+from charrnn.compute.steps import Draw, Layer, Steps, steps
+from charrnn.config import WeightsName
+from charrnn.network.cells import GRU, LSTM, RNN, Cell
+from charrnn.network.model import CharModel, Hidden, take_lanes
+
+Array = NDArray[np.float32]
+Product = Callable[[Array], Array]
+"""``x_BK -> x @ weight.T``."""
+
+
+class Stepper:
+    """Predicts the next character of B texts that grow by one character per step.
+
+    The first steps run in numpy, all others in C: so a short text does not wait for a
+    compiler, and a long one begins with the same characters as a short one.
+
+    Args:
+        model: the model that predicts; its weights must not change.
+        hidden: the state to start from, of B lanes.
+        weights: the precision of the weights in the products. With bf16 or int8 weights C also
+            rounds a state before the product, to bf16 or to 15 bits (fewer above 1,024 units);
+            sums, and the states that are carried on, stay in float32.
+        begun: a numpy stepper with these weights that is already at this state, if there is one.
+    """
+
+    def __init__(
+        self,
+        model: CharModel,
+        hidden: Hidden,
+        weights: WeightsName = "fp32",
+        begun: NumpyStepper | None = None,
+    ) -> None:
+        self._now: NumpyStepper | CompiledStepper = begun or NumpyStepper(model, hidden, weights)
+        self._left = _steps_in_numpy(model, len(hidden[0][0]), weights)
+        self._model, self._weights = model, weights
+
+    def step(self, symbols_B: NDArray[np.integer]) -> Array:
+        """Read one more character of every text.
+
+        Args:
+            symbols_B: the characters' ids.
+
+        Returns:
+            logits_BV for the character after it.
+        """
+        if self._left == 0 and (compiled := steps()) is not None:
+            self._arrange(self.hidden(), compiled)
+        self._left -= 1
+        return self._now.step(symbols_B)
+
+    @property
+    def draw(self) -> Draw | None:
+        """What draws by these logits in C; None as long as the steps are made in numpy."""
+        return self._now.draw if isinstance(self._now, CompiledStepper) else None
+
+    def hidden(self) -> Hidden:
+        """Return the state after the last step, in float32."""
+        return self._now.hidden()
+
+    def keep(self, lanes: Sequence[int]) -> None:
+        """Go on with some of the texts only, in this order."""
+        hidden = take_lanes(self.hidden(), lanes)
+        self._arrange(hidden, steps() if isinstance(self._now, CompiledStepper) else None)
+
+    def _arrange(self, hidden: Hidden, compiled: Steps | None) -> None:
+        """Arrange the matrices anew, for C or (None) for numpy, and go on from a state."""
+        del self._now  # free its matrices first: there may be no room for both
+        if compiled is None:
+            self._now = NumpyStepper(self._model, hidden, self._weights)
+        else:
+            self._now = CompiledStepper(compiled, self._model, hidden, self._weights)
+
+
+def _steps_in_numpy(model: CharModel, lanes: int, weights: WeightsName) -> int:
+    """Return an estimate of how many steps numpy makes until C would have saved half a second.
+
+    That is what compiling takes. So nobody waits much longer than if the text's length had been
+    known beforehand. C saves at most two thirds of a step in float32, most of it with fewer bits.
+    """
+    numbers = sum(weight.numel() for weight in model.parameters())
+    gates = sum(len(cell.weight_recurrent) for cell in model.layers())
+    seconds = 5e-5 + numbers * (3e-11 + lanes * 1.5e-11) + lanes * gates * 1e-8
+    return math.ceil((1.0 if weights == "fp32" else 0.5) / seconds)
+
+
+class CompiledStepper:
+    """Makes steps in C, one call each; see ``Stepper``.
+
+    Args:
+        compiled: the step in C.
+        model: the model that predicts.
+        hidden: the state to start from, which is not changed.
+        weights: the precision of the weights in the products.
+    """
+
+    def __init__(
+        self, compiled: Steps, model: CharModel, hidden: Hidden, weights: WeightsName
+    ) -> None:
+        def matrix(weight_NK: Tensor) -> Tensor:
+            if weights == "int8" and compiled.multiplies_int8:
+                return compiled.matrix(*_in_8_bits(weight_NK))
+            if weights == "bf16" and compiled.multiplies_bf16:
+                return compiled.matrix(weight_NK.bfloat16())
+            return compiled.matrix(_rounded(weight_NK, weights))
+
+        with torch.inference_mode():
+            lowest, *upper = model.layers()
+            table_VG = torch.addmm(lowest.bias, model.embedding.weight, lowest.weight_input.t())
+            inputs = [(None, None), *((matrix(cell.weight_input), cell.bias) for cell in upper)]
+            self._hidden = tuple(tuple(part.clone() for part in state) for state in hidden)
+            layers = [
+                Layer(
+                    weight,
+                    matrix(cell.weight_recurrent),
+                    bias_G,
+                    cell.bias_recurrent if isinstance(cell, GRU) else None,
+                    *state,
+                )
+                for cell, (weight, bias_G), state in zip(
+                    (lowest, *upper), inputs, self._hidden, strict=True
+                )
+            ]
+            self.step = compiled.bind(
+                model.config.cell, layers, table_VG, matrix(model.head.weight), model.head.bias
+            )
+        self.draw = compiled.drawing(len(hidden[0][0]), model.config.vocabulary)
+
+    def hidden(self) -> Hidden:
+        """Return the state after the last step."""
+        return tuple(tuple(part.clone() for part in state) for state in self._hidden)
+
+
+class NumpyStepper:
+    """Makes steps in numpy; see ``Stepper``."""
+
+    def __init__(self, model: CharModel, hidden: Hidden, weights: WeightsName) -> None:
+        lanes = len(hidden[0][0])
+        layers = model.layers()
+        with torch.inference_mode():
+            self._layers = [_LAYERS[type(cell)](cell, lanes, weights) for cell in layers]
+            lowest, *upper = layers
+            table_VG = torch.addmm(lowest.bias, model.embedding.weight, lowest.weight_input.t())
+            self._inputs = [_input_product(cell, lanes, weights) for cell in upper]
+            self._head = _product(model.head.weight, lanes, weights)
+        self._table_VG = _array(table_VG)
+        self._states: list[list[Array]] = [[_array(part) for part in state] for state in hidden]
+        self._head_bias_V = _array(model.head.bias)
+
+    def step(self, symbols_B: NDArray[np.integer]) -> Array:
+        """Read one more character of every text, and return logits_BV for the next one."""
+        gates_BG: Array = self._table_VG[symbols_B]
+        for index, layer in enumerate(self._layers):
+            if index:
+                gates_BG = self._inputs[index - 1](self._states[index - 1][0])
+            self._states[index] = layer.step(gates_BG, self._states[index])
+        logits_BV = self._head(self._states[-1][0])
+        logits_BV += self._head_bias_V
+        return logits_BV
+
+    def hidden(self) -> Hidden:
+        """Return the state after the last step."""
+        return tuple(tuple(map(torch.from_numpy, state)) for state in self._states)
+
+
+class _Layer:
+    """One cell's recurrent weights, and its step."""
+
+    def __init__(self, cell: Cell, lanes: int, weights: WeightsName) -> None:
+        self._recurrent = _product(cell.weight_recurrent, lanes, weights)
+        self._width = cell.hidden
+
+    def step(self, gates_BG: Array, state: list[Array]) -> list[Array]:
+        """Return the state after a step; ``gates_BG``, the input product, may be overwritten."""
+        raise NotImplementedError
+
+
+class _RNN(_Layer):
+    def step(self, gates_BG: Array, state: list[Array]) -> list[Array]:
+        gates_BG += self._recurrent(state[0])
+        return [np.tanh(gates_BG, out=gates_BG)]
+
+
+class _LSTM(_Layer):
+    def __init__(self, cell: Cell, lanes: int, weights: WeightsName) -> None:
+        super().__init__(cell, lanes, weights)
+        # sigma(x) = tanh(x / 2) / 2 + 1 / 2; the third block, the candidate, is a plain tanh.
+        self._halves_G = np.repeat(np.array([0.5, 0.5, 1, 0.5], np.float32), cell.hidden)
+        self._rest_G = 1 - self._halves_G
+
+    def step(self, gates_BG: Array, state: list[Array]) -> list[Array]:
+        gates_BG += self._recurrent(state[0])
+        gates_BG *= self._halves_G
+        np.tanh(gates_BG, out=gates_BG)
+        gates_BG *= self._halves_G
+        gates_BG += self._rest_G
+        in_BH, forget_BH, candidate_BH, out_BH = _blocks(gates_BG, 4, self._width)
+        c_BH: Array = forget_BH * state[1]
+        c_BH += np.multiply(in_BH, candidate_BH, out=candidate_BH)
+        h_BH = np.tanh(c_BH)
+        h_BH *= out_BH
+        return [h_BH, c_BH]
+
+
+class _GRU(_Layer):
+    def __init__(self, cell: Cell, lanes: int, weights: WeightsName) -> None:
+        super().__init__(cell, lanes, weights)
+        assert isinstance(cell, GRU)
+        self._bias_recurrent_H = _array(cell.bias_recurrent)
+
+    def step(self, gates_BG: Array, state: list[Array]) -> list[Array]:
+        (h_BH,) = state
+        recurrent_BG = self._recurrent(h_BH)
+        *_, candidate_BH = _blocks(recurrent_BG, 3, self._width)
+        *_, input_BH = _blocks(gates_BG, 3, self._width)
+        reset_update_B2H = recurrent_BG[:, : 2 * self._width]
+        reset_update_B2H += gates_BG[:, : 2 * self._width]
+        reset_update_B2H *= 0.5
+        np.tanh(reset_update_B2H, out=reset_update_B2H)
+        reset_update_B2H *= 0.5
+        reset_update_B2H += 0.5
+        reset_BH, update_BH = _blocks(reset_update_B2H, 2, self._width)
+        candidate_BH += self._bias_recurrent_H
+        candidate_BH *= reset_BH
+        candidate_BH += input_BH
+        np.tanh(candidate_BH, out=candidate_BH)
+        after_BH: Array = h_BH - candidate_BH
+        after_BH *= update_BH
+        after_BH += candidate_BH
+        return [after_BH]
+
+
+_LAYERS: dict[type[Cell], type[_Layer]] = {RNN: _RNN, LSTM: _LSTM, GRU: _GRU}
+
+
+def _blocks(gates_BG: Array, count: int, width: int) -> list[Array]:
+    return [gates_BG[:, n * width : (n + 1) * width] for n in range(count)]
+
+
+def _input_product(cell: Cell, lanes: int, weights: WeightsName) -> Product:
+    """Return the input product, bias included, of a layer above the lowest."""
+    product = _product(cell.weight_input, lanes, weights)
+    bias_G = _array(cell.bias)
+
+    def run(below_BH: Array) -> Array:
+        gates_BG = product(below_BH)
+        gates_BG += bias_G
+        return gates_BG
+
+    return run
+
+
+def _product(weight_NK: Tensor, lanes: int, weights: WeightsName) -> Product:
+    """Return the product with a matrix, prepared to be called many times on B lanes."""
+    # In float32: torch's bf16 product would round the sums too.
+    weight_NK = _rounded(weight_NK.detach().float().cpu().contiguous(), weights)
+    if lanes == 1 and weight_NK.numel() in _FOR_MKL and mkl_is_fast():
+        return lambda x_BK: torch.mv(weight_NK, torch.from_numpy(x_BK[0])).numpy()[None]
+    if lanes == 1:
+        # Transposed views: the product reads the rows in the order of memory.
+        pieces = [piece_NK.numpy().T for piece_NK in weight_NK.chunk(_pieces(weight_NK.numel()))]
+        if len(pieces) > 1:
+            return lambda x_BK: np.concatenate([x_BK @ piece_KN for piece_KN in pieces], axis=1)
+        (weight_KN,) = pieces
+        return lambda x_BK: x_BK @ weight_KN
+    wide = step_product(weight_NK, _MANY, lanes)
+    return lambda x_BK: wide(torch.from_numpy(x_BK)).numpy()
+
+
+_MANY = 1 << 30
+"""Number of time steps, large enough that packing the weights pays off."""
+
+
+_FOR_MKL = range(1 << 17, 1 << 19)
+"""Sizes of matrices that torch multiplies faster on Intel's processors: numpy's OpenBLAS uses one
+thread (below 460,800 weights), torch's MKL two. Outside this range numpy is faster, because its
+calls cost less. On other processors MKL uses one thread, at half of OpenBLAS's speed."""
+
+
+def _pieces(weights: int) -> int:
+    """Return into how many products to split a matrix's so that one thread computes it."""
+    return -(-weights // (_SHARED - 1)) if weights <= _ALONE else 1
+
+
+_SHARED = 460_800
+"""Fewest weights for which numpy's OpenBLAS shares a product among threads."""
+
+_ALONE = 700_000
+"""Most weights of a matrix that is left to one thread. Up to this size sharing saves a fifth of a
+step on a quiet machine, but makes it two to three times as slow on a busy one, because threads wait
+for each other in every product."""
+
+
+def _rounded(weight_NK: Tensor, weights: WeightsName) -> Tensor:
+    """Return a float32 matrix with its weights rounded to this precision."""
+    if weights == "int8":
+        whole_NK, scale_N = _in_8_bits(weight_NK)
+        return whole_NK * scale_N[:, None]
+    return weight_NK.bfloat16().float() if weights == "bf16" else weight_NK
+
+
+def _in_8_bits(weight_NK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a matrix in int8, and each row's scale.
+
+    The error of a weight is at most half of 1/127 of the row's largest absolute weight.
+    """
+    scale_N = weight_NK.abs().amax(1).clamp(min=127 * torch.finfo(torch.float32).tiny) / 127
+    return (weight_NK / scale_N[:, None]).round().to(torch.int8), scale_N
+
+
+def _array(tensor: Tensor) -> Array:
+    return np.ascontiguousarray(tensor.detach().float().cpu().numpy())

@@ -1,0 +1,258 @@
+"""The three recurrences: a plain RNN, an LSTM and a GRU, one layer each.
+
+A cell reads a window ``x_TBE`` (T time steps of B lanes, E inputs) starting from
+a given state, and returns the outputs ``out_TBH`` and the state after the last
+step. Nothing is kept between calls, and gradients flow through both states.
+
+Every gate has its own rows of ``weight_input`` W [G*H, E], ``weight_recurrent``
+U [G*H, H] and ``bias`` b [G*H] (sigma is the logistic function, * elementwise)::
+
+    RNN   h' = tanh(W x + U h + b)                                Elman 1990
+    LSTM  i, f, o = sigma(W x + U h + b)   g = tanh(W x + U h + b)
+          c' = f * c + i * g               h' = o * tanh(c')      Gers et al. 2000
+    GRU   r, z = sigma(W x + U h + b)
+          n = tanh(W x + b + r * (U h + bias_recurrent))
+          h' = (1 - z) * n + z * h                                Cho et al. 2014
+
+The GRU's reset gate acts after the recurrent product, as in ``torch.nn.GRU``
+and cuDNN (Cho et al. apply it before). Gates are stacked in ``torch.nn``'s
+order: LSTM i, f, g, o; GRU r, z, n.
+
+Axis letters: T time, B lanes, E inputs, H hidden, G gates.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from charrnn.compute.kernels import dropout, linear
+from charrnn.compute.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
+from charrnn.config import CELL_GATES, CellName
+
+State = tuple[Tensor, ...]
+"""What a cell carries from one character to the next: (h_BH,), or (h_BH, c_BH) for the LSTM."""
+
+
+class Cell(nn.Module, ABC):
+    """One recurrent layer: the same weights at every time step.
+
+    New weights are drawn from torch's global generator. Each gate's recurrent block is
+    orthogonal, so that it preserves the norm of the state (Saxe, McClelland, Ganguli
+    2014); input weights are normal with standard deviation 1/sqrt(E); biases are zero,
+    except that of the gate that keeps the state.
+
+    Args:
+        inputs: E, the width of the inputs.
+        hidden: H, the width of the state and of the output.
+        weight_drop: Share of recurrent weights set to zero in training mode, the same
+            ones for a whole call; the others are scaled by 1 / (1 - weight_drop)
+            (DropConnect: Merity, Keskar, Socher 2018).
+
+    Attributes:
+        gates: G, the number of blocks stacked in the weights.
+        states: The names of the state's tensors.
+        weight_input: W [G*H, E].
+        weight_recurrent: U [G*H, H].
+        bias: b [G*H].
+    """
+
+    gates: ClassVar[int]
+    states: ClassVar[tuple[str, ...]]
+
+    def __init__(self, inputs: int, hidden: int, weight_drop: float = 0.0) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.hidden = hidden
+        self.weight_drop = weight_drop
+        rows = self.gates * hidden
+        self.weight_input = nn.Parameter(torch.empty(rows, inputs))
+        self.weight_recurrent = nn.Parameter(torch.empty(rows, hidden))
+        self.bias = nn.Parameter(torch.zeros(rows))
+        nn.init.normal_(self.weight_input, std=inputs**-0.5)
+        for block_HH in self.weight_recurrent.detach().chunk(self.gates):
+            nn.init.orthogonal_(block_HH)
+
+    def initial_state(self, lanes: int) -> State:
+        """Return the zero state of ``lanes`` lanes: a [B, H] tensor for each of ``states``."""
+        return tuple(self.bias.new_zeros(lanes, self.hidden) for _ in self.states)
+
+    def multiply_adds(self) -> int:
+        """Return the multiply-adds of the matrix products for one character."""
+        return self.weight_input.numel() + self.weight_recurrent.numel()
+
+    def forward(
+        self, x: Tensor, state: State, which_TB: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Read a window.
+
+        Args:
+            x: Inputs [T, B, E], T >= 1, or D distinct ones [D, E]. The products are computed in
+                their type (bfloat16, say), and the weights are cast to it.
+            state: The state before the window, [B, H] each.
+            which_TB: Which of the D inputs each time step of a lane reads. Gives the same result
+                as reading ``x[which_TB]``, but where the loops of ``charrnn.compute.loops`` run,
+                W x is computed only once for each distinct input.
+
+        Returns:
+            The outputs [T, B, H], in the inputs' type, and the state after the last
+            step, in the type of ``state``.
+        """
+        weights = self._weights()
+        if self.training and self.weight_drop > 0:
+            weights[1] = dropout(weights[1], self.weight_drop)
+        out_TBH, after = self._run(x, state, weights, which_TB)
+        return out_TBH, tuple(a.to(s.dtype) for a, s in zip(after, state, strict=True))
+
+    def _weights(self) -> list[Tensor]:
+        return [self.weight_input, self.weight_recurrent, self.bias]
+
+    @abstractmethod
+    def _run(
+        self, x: Tensor, state: State, weights: list[Tensor], which_TB: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """Do what ``forward`` does, with these weights; the new state may be of any type."""
+
+
+def _has_own_loop(x: Tensor) -> bool:
+    """Return whether RNN and GRU run in ``charrnn.compute.loops`` rather than in torch."""
+    return x.device.type == "cpu"
+
+
+def _typed(*tensors: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+    """Return weights and state in the loops' type for inputs like these: float32 or float64."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return tuple(tensor.to(dtype) for tensor in tensors)
+
+
+def allow_tensor_cores(dtype: torch.dtype) -> None:
+    """Let cuDNN's recurrences use tensor cores, except that float32 must not be rounded to TF32.
+
+    By default cuDNN rounds float32 factors to TF32's 10 bits, which torch's own products do not.
+    But forbidding TF32 makes torch ask cuDNN for plain multiply-adds in bf16 too
+    (``RNNDescriptor``, in ATen/cudnn/Descriptors.h). A backward pass reads the setting again.
+    """
+    torch.backends.cudnn.allow_tf32 = dtype != torch.float32
+
+
+def _run_torch(
+    operator: Callable[..., tuple[Tensor, ...]],
+    x: Tensor,
+    state: State,
+    weights: list[Tensor],
+    which_TB: Tensor | None,
+) -> tuple[Tensor, State]:
+    """Run one of torch's recurrent operators: cuDNN on CUDA, oneDNN's LSTM on a CPU.
+
+    On CUDA a recurrence in bf16 needs cuDNN 9.13 or newer (``device.recurs_in_bf16``). With an
+    older one torch runs the time steps one after another in its own kernels, which round an LSTM's
+    memory cell at every step and sum the gradients of W and U in bf16.
+
+    Args:
+        operator: ``torch.lstm``, ``torch.gru`` or ``torch.rnn_tanh``.
+        x: Inputs.
+        state: The state's tensors, [B, H] each; they are cast to the inputs' type.
+        weights: Input and recurrent weights and both biases, in the operator's order.
+        which_TB: Which of the inputs each time step reads, or None.
+    """
+    x_TBE = x if which_TB is None else F.embedding(which_TB, x)
+    if x_TBE.is_cuda:
+        allow_tensor_cores(x_TBE.dtype)
+        # cuDNN wants its weights in one piece; otherwise torch warns and copies them at every
+        # call. They are put together here, differentiably, because they may be cast or dropped.
+        flat = torch.cat([weight.flatten().to(x_TBE.dtype) for weight in weights])
+        pieces = torch.split_with_sizes(flat, [weight.numel() for weight in weights])
+        weights = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
+    else:
+        weights = [weight.to(x_TBE.dtype) for weight in weights]
+    cast = [s.to(x_TBE.dtype)[None] for s in state]
+    before: Any = cast if len(cast) > 1 else cast[0]
+    # cuDNN needs `train` whenever there will be a backward pass, even in evaluation mode.
+    layers, drop, train = 1, 0.0, torch.is_grad_enabled()
+    out_TBH, *after = operator(x_TBE, before, weights, True, layers, drop, train, False, False)
+    return out_TBH, tuple(s[0] for s in after)
+
+
+class RNN(Cell):
+    """A plain recurrent layer with tanh (Elman 1990)."""
+
+    gates = CELL_GATES["rnn"]
+    states = ("h",)
+
+    def _run(
+        self, x: Tensor, state: State, weights: list[Tensor], which_TB: Tensor | None
+    ) -> tuple[Tensor, State]:
+        if _has_own_loop(x):
+            w, u, b, h_BH = _typed(*weights, *state, like=x)
+            out_TBH, h_BH = run_rnn(linear(x, w, b), h_BH, u, which_TB)
+            return out_TBH, (h_BH,)
+        weights = [*weights, torch.zeros_like(self.bias)]
+        return _run_torch(torch.rnn_tanh, x, state, weights, which_TB)
+
+
+class LSTM(Cell):
+    """A long short-term memory with a forget gate (Gers, Schmidhuber, Cummins 2000).
+
+    The forget gate starts open, with bias 1 (Jozefowicz, Zaremba, Sutskever 2015).
+    """
+
+    gates = CELL_GATES["lstm"]
+    states = ("h", "c")
+
+    def __init__(self, inputs: int, hidden: int, weight_drop: float = 0.0) -> None:
+        super().__init__(inputs, hidden, weight_drop)
+        nn.init.ones_(self.bias.detach()[hidden : 2 * hidden])
+
+    def _run(
+        self, x: Tensor, state: State, weights: list[Tensor], which_TB: Tensor | None
+    ) -> tuple[Tensor, State]:
+        shared, learns = which_TB is not None, torch.is_grad_enabled()
+        if x.device.type == "cpu" and beats_onednn_lstm(
+            x.dtype, self.hidden, shared=shared, learns=learns
+        ):
+            w, u, b, h_BH, c_BH = _typed(*weights, *state, like=x)
+            out_TBH, *after = run_lstm(linear(x, w, b), h_BH, c_BH, u, which_TB)
+            return out_TBH, tuple(after)
+        weights = [*weights, torch.zeros_like(self.bias)]
+        return _run_torch(torch.lstm, x, state, weights, which_TB)
+
+
+class GRU(Cell):
+    """A gated recurrent unit (Cho et al. 2014), with the reset gate after the recurrent product.
+
+    The update gate starts with bias 1 and so keeps most of the state, like an LSTM's forget
+    gate (docs/diary.md).
+
+    Attributes:
+        bias_recurrent: The candidate's second bias [H], added to U h before the reset
+            gate scales it.
+    """
+
+    gates = CELL_GATES["gru"]
+    states = ("h",)
+
+    def __init__(self, inputs: int, hidden: int, weight_drop: float = 0.0) -> None:
+        super().__init__(inputs, hidden, weight_drop)
+        self.bias_recurrent = nn.Parameter(torch.zeros(hidden))
+        nn.init.ones_(self.bias.detach()[hidden : 2 * hidden])
+
+    def _weights(self) -> list[Tensor]:
+        return [*super()._weights(), self.bias_recurrent]
+
+    def _run(
+        self, x: Tensor, state: State, weights: list[Tensor], which_TB: Tensor | None
+    ) -> tuple[Tensor, State]:
+        if _has_own_loop(x):
+            w, u, b, b_n, h_BH = _typed(*weights, *state, like=x)
+            out_TBH, h_BH = run_gru(linear(x, w, b), h_BH, u, b_n, which_TB)
+            return out_TBH, (h_BH,)
+        weights = [*weights[:3], F.pad(weights[3], (2 * self.hidden, 0))]
+        return _run_torch(torch.gru, x, state, weights, which_TB)
+
+
+CELLS: dict[CellName, type[Cell]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}

@@ -1,0 +1,281 @@
+"""A new run, built from the user's choices; ``training.train`` then drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from charrnn import recipe
+from charrnn.compute.device import multiplies_bf16, recurs_in_bf16
+from charrnn.config import CellName, ModelConfig, TextChoices, TrainConfig
+from charrnn.errors import UsageError, VocabularyError
+from charrnn.network.model import CharModel
+from charrnn.runs.assembling import assemble, lanes_of, refuse_too_large, refuse_validations
+from charrnn.runs.run import Progress, Run
+from charrnn.storage.checkpoint import find, load
+from charrnn.storage.reading import (
+    TextRecord,
+    divide,
+    learnt_before,
+    most_learnt,
+    readable,
+    refuse_other_symbols,
+    refuse_too_many_names,
+    refuse_too_short,
+    to_remember,
+)
+from charrnn.storage.runfolder import RunFolder
+from charrnn.storage.trained import described, prefixed, with_weights
+from charrnn.text.corpus import Corpus, Part, scan
+from charrnn.text.decoding import BYTES
+from charrnn.text.files import embedded_corpus
+from charrnn.text.vocabulary import MANY_UNKNOWN, Vocabulary, listed
+from charrnn.wording import counted, shown
+
+#: With fewer held-out characters than this, their loss is mostly chance.
+FEW = 500
+#: What a checkpoint's weights determine about a model, besides its cell.
+SHAPE = ("vocabulary", "layers", "hidden", "embedding")
+
+
+def start(
+    choices: recipe.Choices,
+    text: TextChoices,
+    *,
+    folder: RunFolder,
+    device: torch.device,
+    init_from: Path | None = None,
+    spooled: Path | None = None,
+) -> Run:
+    """Put a new run together.
+
+    Args:
+        choices: of the model and its training; the rules fill in the rest.
+        text: what to read.
+        folder: the run's, new and locked.
+        device: where to compute.
+        init_from: the checkpoint to take weights and vocabulary from.
+        spooled: where standard input was stored, for the text "-".
+
+    Raises:
+        CharrnnError: a choice, the text, the checkpoint or the folder is not usable.
+    """
+    origin = None if init_from is None else _Origin.of(init_from, choices, text)
+    encoding = "utf-8"
+    if origin is not None:
+        encoding = origin.texts[0].encoding
+        settled = origin.shape | recipe.given(choices.model)
+        choices = replace(choices, cell=origin.cell, model=settled)
+    encoding = encoding if text.encoding is None else text.encoding
+    corpus = scan(readable(text.texts, spooled) or embedded_corpus(), encoding)
+    train, valid, test = divide(corpus, text)
+    refuse_too_short(train, text)
+    record = TextRecord.of(text, train, valid, test)
+    refuse_too_many_names(record)
+    if valid is None:
+        refuse_validations(choices.training)
+    counts = train.counts()
+    notes = [*corpus.notes, *(valid.corpus.notes if valid and text.valid else ())]
+    notes += _line_ends(corpus)
+    if spooled is not None:
+        notes = [note.replace(str(spooled), "standard input") for note in notes]
+        notes.append("standard input cannot be read again: to resume, give the text as a file")
+    if valid and text.valid:
+        notes += _used_elsewhere(valid, record)
+    elif valid and valid.characters < FEW:
+        unit = "byte" if corpus.encoding == BYTES else "character"
+        notes.append(
+            f"only {counted(valid.characters, unit)} are held out, so which checkpoint is best is "
+            "mostly chance: hold out more, or none (--valid-share 0)"
+        )
+    if origin is None:
+        vocabulary = _new_vocabulary(counts, corpus.encoding, text.min_count)
+    else:
+        known = origin.vocabulary
+        vocabulary = Vocabulary(known.characters, corpus.encoding, known.min_count)
+        notes.append(_coverage(counts, vocabulary, origin.path))
+        notes += _known_before(valid, test, origin)
+    valid_counts = valid.predicted.counts() if valid is not None else {}
+    notes += _unknown(valid_counts, vocabulary, vocabulary.unknown_share(counts))
+    shape, config, said = _choose(choices, vocabulary, train, device)
+    if origin is not None:
+        config = replace(config, init_from=str(origin.path.absolute()))
+    torch.manual_seed(config.seed)
+    model = CharModel(shape) if origin is None else with_weights(shape, origin.weights, origin.path)
+    return assemble(
+        model.to(device),
+        vocabulary=vocabulary,
+        config=config,
+        train=train,
+        train_counts=counts,
+        lanes=lanes_of(train, counts, vocabulary, config),
+        valid=valid,
+        valid_counts=valid_counts,
+        progress=Progress(),
+        folder=folder,
+        text=record,
+        learnt_before=() if origin is None else to_remember(origin.texts),
+        notes=notes + said,
+    )
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """The checkpoint that a run starts from."""
+
+    path: Path
+    cell: CellName
+    shape: dict[str, Any]
+    """What its weights determine, and no more: dropout follows from text and budget."""
+    vocabulary: Vocabulary
+    texts: tuple[TextRecord, ...]
+    """Texts that its weights were trained on, its own run's first."""
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, path: Path, choices: recipe.Choices, text: TextChoices) -> Self:
+        """Load it, and refuse choices that its weights or vocabulary have already settled."""
+        checkpoint = load(find(path))
+        config, vocabulary = described(checkpoint, path)
+        shape = {name: getattr(config, name) for name in SHAPE}
+        settled = {"cell": config.cell, **shape}
+        for name, value in recipe.given({"cell": choices.cell, **choices.model}).items():
+            if settled.get(name, value) != value:
+                raise UsageError(
+                    f"--{name} {value}: the checkpoint of --init-from has {settled[name]}: leave "
+                    "it out"
+                )
+        if text.min_count is not None:
+            raise UsageError(
+                "--min-count and --init-from cannot be used together: the vocabulary is kept"
+            )
+        if text.encoding is not None:
+            refuse_other_symbols(text.encoding, vocabulary, "the checkpoint of --init-from")
+        texts = (checkpoint.record("text", TextRecord), *learnt_before(checkpoint))
+        weights = prefixed(checkpoint.tensors, "model.")
+        return cls(path, config.cell, shape, vocabulary, texts, weights)
+
+
+def _new_vocabulary(counts: Mapping[int, int], encoding: str, min_count: int | None) -> Vocabulary:
+    """Return the vocabulary of the training part."""
+    if encoding == BYTES and min_count is not None:
+        raise UsageError(
+            "--min-count and --encoding bytes cannot be used together: every byte is known"
+        )
+    vocabulary = Vocabulary.from_counts(counts, encoding, min_count)
+    if vocabulary.size < 2:
+        raise VocabularyError(
+            f"no character occurs {vocabulary.min_count} times in the training part: "
+            "give a smaller --min-count"
+        )
+    return vocabulary
+
+
+def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> str:
+    """Say how much of a training part is covered by the vocabulary of another text."""
+    unknown = vocabulary.unknown_among(counts)
+    characters, lacking = sum(counts.values()), sum(unknown.values())
+    percent = 10_000 * (characters - lacking) // characters / 100  # rounded down: 100.00 means all
+    lacks = f", and lacks {listed(unknown)}" if unknown else ""
+    advice = ""
+    if lacking > MANY_UNKNOWN * characters:
+        advice = "; it cannot learn to write those: a run without --init-from can"
+    return (
+        f"weights and vocabulary from {shown(path)}: it knows {percent:.2f} % "
+        f"of the characters to train on{lacks}{advice}"
+    )
+
+
+def _line_ends(corpus: Corpus) -> list[str]:
+    """Say how a text's lines end, unless all end in LF, and how to convert them."""
+    returns, feeds = (corpus.counts.get(ord(end), 0) for end in "\r\n")
+    if corpus.encoding == BYTES or not returns:
+        return []
+    ends, command = ("CRLF", r"tr -d '\r'") if returns <= feeds else ("CR", r"tr '\r' '\n'")
+    which = f"{returns:,} of {feeds:,}" if returns < feeds else "the"
+    # tr changes single bytes, and a character of utf-16 has two.
+    tr = f", with {command} <FILE >NEW" if "\r".encode(corpus.encoding) == b"\r" else ""
+    return [f"{which} line ends are {ends}, and \\r counts as a character: make them LF{tr}"]
+
+
+def _used_elsewhere(valid: Part, record: TextRecord) -> list[str]:
+    """Say how much of a separate validation text is also trained on or tested on, if any."""
+    trained = record.shared(valid, record.fingerprint, record.train)
+    tested = record.shared(valid, record.fingerprint, record.test) if record.test else 0
+    if trained == valid.characters:
+        return ["what --valid names is trained on: nothing is held out"]
+    of = f"of the {counted(valid.characters, 'character')} that --valid names are"
+    notes = []
+    if trained:
+        notes.append(f"{trained:,} {of} trained on, too: validations flatter the model")
+    if tested:
+        notes.append(
+            f"{tested:,} {of} in the test part, too: they choose the checkpoint, which flatters "
+            "its loss there"
+        )
+    return notes
+
+
+def _known_before(valid: Part | None, test: Part | None, origin: _Origin) -> list[str]:
+    """Say how much of the held-out text the initial checkpoint was trained on, if any."""
+    parts = [part for part in (valid, test) if part is not None]
+    shared = [most_learnt(part, origin.texts) for part in parts]
+    if not any(number != 0 for number in shared):
+        return []
+    known = [number for number in shared if number is not None]
+    some = f"{sum(known):,}" if len(known) == len(shared) else "some"
+    characters = counted(sum(part.characters for part in parts), "character")
+    return [
+        f"{some} of the {characters} held out are what {shown(origin.path)} was trained on, and "
+        "their loss flatters the model: hold out another text with --valid"
+    ]
+
+
+def _unknown(valid_counts: Mapping[int, int], vocabulary: Vocabulary, trained: float) -> list[str]:
+    """Say how much of the held-out text the vocabulary does not know, if any.
+
+    Args:
+        valid_counts: the code points of the held-out text.
+        vocabulary: the model's.
+        trained: the share of the training text that it does not know.
+    """
+    unknown = vocabulary.unknown_among(valid_counts)
+    if not unknown:
+        return []
+    characters = sum(valid_counts.values())
+    is_another = sum(unknown.values()) / characters > MANY_UNKNOWN >= trained
+    return [
+        f"the model does not know {sum(unknown.values()):,} of the "
+        f"{counted(characters, 'character')} to predict in what is held out, and "
+        f"each is charged as the unknown symbol and spelled out: {listed(unknown)}"
+        + ("; hold out text like that trained on" if is_another else "")
+    ]
+
+
+def _choose(
+    choices: recipe.Choices, vocabulary: Vocabulary, train: Part, device: torch.device
+) -> tuple[ModelConfig, TrainConfig, list[str]]:
+    """Return a new run's numbers, fitted to text and device, and a note on what had to shrink."""
+    shape, config = recipe.choose(
+        choices,
+        vocabulary=vocabulary.size,
+        characters=train.characters,
+        device=device.type,
+        bf16=recurs_in_bf16(device),
+    )
+    if config.precision == "bf16" and not multiplies_bf16(device):
+        raise UsageError(
+            "--precision bf16 needs a CPU with AVX512-BF16 or a CUDA GPU from capability 8.0 on: "
+            "leave it out"
+        )
+    lanes, window, loss_last, said = recipe.fit_lanes(
+        train.characters, config.batch_size, config.bptt, config.loss_last
+    )
+    config = replace(config, batch_size=lanes, bptt=window, loss_last=loss_last)
+    refuse_too_large(shape, config, device, is_planned=config.minutes is None)
+    return shape, config, [said] if said else []

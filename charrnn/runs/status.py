@@ -1,0 +1,153 @@
+"""A run's status, from its checkpoint: what it is, how far it has come, how to go on.
+
+No text is read.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from charrnn.config import TrainConfig
+from charrnn.errors import CheckpointError, RunFolderError
+from charrnn.runs.comparison import comparison_of, resume_words
+from charrnn.runs.run import Progress, RunSummary, resume_command
+from charrnn.storage.checkpoint import find
+from charrnn.storage.reading import TextRecord
+from charrnn.storage.runfolder import checkpoints_in
+from charrnn.storage.trained import load_model
+from charrnn.wording import command_line, shown
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What a run is, how far it has come, and on what machine and versions."""
+
+    path: Path
+    """As the user named it: a checkpoint or a run's folder."""
+    file: Path
+    """The checkpoint; for a folder, the newest in it."""
+    run: RunSummary
+    device: str
+    threads: int
+    processor: str | None
+    """None in older checkpoints."""
+    versions: dict[str, str]
+    """Of ``charrnn`` and ``torch``."""
+    is_state: bool
+    """Whether the checkpoint has all that a run can go on from, and not just weights."""
+    go_on: str | None
+    """The command that goes on with the run; None: it is finished, or would not go on from this
+    checkpoint."""
+    newer: Path | None
+    """The run's folder, if it holds a newer state than this."""
+
+    @property
+    def is_finished(self) -> bool | None:
+        """Whether the run has nothing left to do; None: weights alone cannot tell."""
+        return self.run.is_finished if self.is_state else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON object."""
+        run, text, progress = self.run, self.run.text, self.run.progress
+        return {
+            "checkpoint": str(self.file),
+            "parameters": run.parameters,
+            "model": run.shape.to_dict(),
+            "training": run.config.to_dict(),
+            "texts": text.texts,
+            "valid_texts": text.valid_texts,
+            "encoding": text.encoding,
+            "fingerprint": text.fingerprint,
+            "train_characters": text.length("train"),
+            "valid_characters": text.length("valid"),
+            "test_characters": text.length("test"),
+            "device": self.device,
+            "threads": self.threads,
+            "processor": self.processor,
+            "versions": self.versions,
+            "step": progress.step,
+            "planned_steps": progress.planned_steps,
+            "epoch": progress.step / run.steps_per_epoch,
+            "characters": progress.characters,
+            "seconds": progress.seconds,
+            "best_nats_per_char": progress.best_nats,
+            "best_step": progress.best_step,
+            "validate_characters": progress.validate_characters,
+            "complete": self.is_finished,
+            "go_on": self.go_on,
+        }
+
+
+def read_status(path: Path) -> RunStatus:
+    """Read a run's status; the whole checkpoint is checked.
+
+    Args:
+        path: a checkpoint, or a run's folder (its newest checkpoint is read).
+
+    Raises:
+        CheckpointError: the file is not a whole checkpoint, or one of its fields is not usable.
+    """
+    file = _newest(path)
+    model, vocabulary, checkpoint = load_model(file, torch.device("cpu"))
+    text = checkpoint.record("text", TextRecord)
+    run = RunSummary(
+        shape=model.config,
+        parameters=model.parameter_count(),
+        of_bytes=vocabulary.is_bytes,
+        config=checkpoint.record("training", TrainConfig),
+        text=text,
+        files=len(text.files),
+        progress=checkpoint.record("progress", Progress),
+    )
+    try:
+        _ = run.steps_per_epoch
+    except ValueError as error:
+        raise CheckpointError(f"{shown(file)}: the field 'text' is not usable: {error}") from error
+    is_state = "step" in checkpoint.meta
+    go_on, newer = None, None
+    there = _names(file.parent)
+    if file.name in there:
+        if there[0] != file.name:
+            newer = file.parent
+        elif is_state and not run.is_finished:
+            go_on = _command(file.parent, text)
+    return RunStatus(
+        path=path,
+        file=file,
+        run=run,
+        device=checkpoint.require("device", str),
+        threads=checkpoint.require("threads", int),
+        processor=checkpoint.require("processor", str) if "processor" in checkpoint.meta else None,
+        versions=checkpoint.versions,
+        is_state=is_state,
+        go_on=go_on,
+        newer=newer,
+    )
+
+
+def _newest(path: Path) -> Path:
+    """Return the checkpoint that a path names; for a run's folder, the newest."""
+    with suppress(OSError):  # ``find`` reports it
+        if path.is_dir() and (there := _names(path)):
+            return path / there[0]
+    return find(path)
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the names of the checkpoints of the run in a folder, newest first."""
+    with suppress(RunFolderError):  # it cannot be listed, but files in it may be readable
+        return [path.name for path in checkpoints_in(folder)]
+    return []
+
+
+def _command(folder: Path, text: TextRecord) -> str:
+    """Return the command that goes on with the run in a folder, or with its comparison."""
+    with suppress(RunFolderError):  # an unusable plan is reported by the command itself
+        if (comparison := comparison_of(folder)) is not None:
+            return command_line(resume_words(comparison))
+    return resume_command(text, folder)

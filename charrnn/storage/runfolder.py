@@ -1,0 +1,501 @@
+"""A run's folder: its lock, checkpoints and log. All writing to it goes through this module.
+
+::
+
+    best.safetensors            the best by validation loss; used to sample and score
+    last.safetensors            the newest; used by --resume
+    step-00001200.safetensors   former ``last`` checkpoints, as many as asked for
+    metrics.jsonl               one JSON object per line
+    result.json                 the result of a finished run of a comparison
+    lock                        held (flock) by the process that trains, and names it
+
+The kernel frees the lock when its process ends, however it ends. Files are
+replaced as a whole or not at all; while one is written it has a name such as
+``.last.safetensors.4711-0a1b2c3d.tmp``. The next run in the folder removes
+what a dead process left behind. Files with other names are never touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from charrnn.disk import (
+    exists,
+    followed,
+    refusals,
+    replacing,
+    sync_folder,
+    unfinished,
+    write_json,
+)
+from charrnn.errors import CheckpointError, RunFolderError, TakenFolderError
+from charrnn.storage.checkpoint import (
+    BEST,
+    LAST,
+    Checkpoint,
+    DamagedCheckpointError,
+    load,
+    read_description,
+    save,
+    write,
+)
+from charrnn.storage.lock import PATIENCE, Lock, alive, take_lock
+from charrnn.storage.metrics import Log
+from charrnn.text.files import LOCK, LOG, RESULT
+from charrnn.wording import shown
+
+_GENERATION = re.compile(r"step-(\d{8,})\.safetensors")
+
+
+class RunFolder:
+    """A run's folder, held by this process until ``close``.
+
+    Made by ``create`` (a new run) or ``open_existing`` (a run to resume); a
+    context manager. One process at a time holds a folder.
+
+    Attributes:
+        path: the folder.
+        keep: how many former ``last`` checkpoints to keep; may be changed.
+    """
+
+    def __init__(self, path: Path, lock: Lock, keep: int) -> None:
+        """Take over a held lock; for ``create`` and ``open_existing`` only."""
+        self.path = path
+        self.keep = keep
+        self._lock: Lock | None = lock
+        self._log: Log | None = None
+        # What ``close`` removes if nothing was saved, in this order: files, then folders.
+        self._removable: list[Path] = []
+        # Steps of the checkpoint files that this process wrote, or loaded and found intact.
+        self._whole: dict[Path, int] = {}
+
+    # Taking and leaving the folder ------------------------------------------
+
+    @classmethod
+    def create(
+        cls, path: Path, keep: int = 1, command: str = "", *, over_best: bool = False
+    ) -> Self:
+        """Make a run's folder, with its parents, and hold it.
+
+        An existing folder is taken if it holds no run; whatever else is in it
+        stays as it is. If ``close`` is called before anything was saved, what
+        was made here is removed again.
+
+        Args:
+            path: the folder.
+            keep: how many former ``last`` checkpoints to keep, 0 or more.
+            command: the command of this process, shown to others that want the lock.
+            over_best: also take a folder whose only checkpoint is a best one, and remove that:
+                its run was killed between its first validation and its first save.
+
+        Raises:
+            RunFolderError: it holds a run already, another process holds it, or it cannot be made.
+        """
+        assert keep >= 0
+        made, lock = _make_and_lock(path, command)
+        folder = cls(path, lock, keep)
+        folder._removable = [path / LOCK, *made] if lock.made else []
+        try:
+            folder._remove_stale()
+            begins_again = over_best and checkpoints_in(path) == [path / BEST]
+            if begins_again:
+                (path / BEST).unlink()
+            folder._refuse_another_run(lock.abandoned or begins_again)
+            folder._removable = [path / LOG, path / LOCK, *made]
+            folder._log = Log(path)
+            folder._log.clear()  # rows of a run that ended before its first save
+        except BaseException:
+            folder._refuse()
+            raise
+        return folder
+
+    @classmethod
+    def open_existing(cls, path: Path, keep: int = 1, command: str = "") -> Self:
+        """Hold the folder of a run to resume; arguments as in ``create``.
+
+        Raises:
+            RunFolderError: there is no run in it, another process holds it, or it is not writable.
+        """
+        assert keep >= 0
+        instead = "leave --resume out to start one there"
+        with refusals(path, "cannot read the run's folder"):
+            if path.is_file():
+                instead = f"it is a file; name the folder of a run, such as {shown(path.parent)}"
+            nothing = RunFolderError(f"{shown(path)}: holds no run to resume: {instead}")
+            if not _is_folder(path) or not (checkpoints_in(path) or exists(path / LOCK)):
+                raise nothing
+        try:
+            lock = take_lock(path, command)
+        except FileNotFoundError:
+            raise nothing from None
+        folder = cls(path, lock, keep)
+        try:
+            folder._remove_stale()
+            if not checkpoints_in(path):
+                raise nothing
+            folder._log = Log(path)
+        except BaseException:
+            folder._refuse()
+            raise
+        return folder
+
+    def _refuse(self) -> None:
+        """Release the folder as it was found: this process has not taken it over."""
+        assert self._lock is not None
+        with suppress(OSError):
+            # A signature would claim that the log is from a charrnn run.
+            self._lock.put_back()
+        self.close()
+
+    def close(self) -> None:
+        """Release the folder. A new run that saved nothing leaves nothing behind."""
+        if self._lock is None:
+            return
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        lock, self._lock = self._lock, None
+        folders: list[Path] = []
+        # Failing to tidy up must not hide the error that ended this run.
+        try:
+            with suppress(OSError, RunFolderError):
+                # Without a checkpoint the signature stays: it shows that the log is charrnn's.
+                if checkpoints_in(self.path):
+                    lock.clear()
+                is_ours = lock.guards(self.path)  # otherwise its files are another run's
+                for path in self._removable if is_ours else ():
+                    if path.is_dir():
+                        folders.append(path)
+                    else:
+                        path.unlink(missing_ok=True)
+        finally:
+            lock.close()
+        # Only now: NFS keeps a removed file that is open, under another name. A folder in which
+        # someone else put something is not empty, and so stays.
+        with suppress(OSError):
+            for folder in folders:
+                folder.rmdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _refuse_lost(self) -> None:
+        """Retake the lock if its file was removed; refuse if another run has been here since.
+
+        Raises:
+            TakenFolderError: another run has taken the folder.
+            RunFolderError: the lock or the log cannot be checked or reopened.
+        """
+        assert self._lock is not None, "the folder is closed"
+        with refusals(self.path, "cannot save"):
+            if self._lock.guards(self.path):
+                return
+        lost = "was removed, or its lock was, while this run was going on"
+        try:
+            lock = take_lock(self.path, self._lock.command)
+        except FileNotFoundError:
+            return  # the folder is gone: writing will report that
+        except RunFolderError as error:
+            if error.__cause__ is not None:  # the system refused; no other process has taken it
+                raise
+            raise TakenFolderError(f"{error}; it {lost}") from error
+        if not lock.made:
+            lock.put_back()
+            lock.close()
+            raise TakenFolderError(
+                f"{shown(self.path)}: {lost}, and another has been there since: nothing more of "
+                "this one is saved"
+            )
+        self._lock.close()
+        self._lock = lock
+        # The log may have been removed with it.
+        removed, self._log = self._held_log, Log(self.path)
+        removed.close()
+
+    # Checkpoints --------------------------------------------------------------
+
+    def save_best(self, checkpoint: Checkpoint) -> Path:
+        """Write ``best.safetensors``; return its path.
+
+        Raises:
+            TakenFolderError: another run has taken the folder since.
+            RunFolderError: disk full or the like; the previous one stays.
+        """
+        self._refuse_lost()
+        best = self.path / BEST
+        save(best, checkpoint)
+        self._removable = []
+        return best
+
+    def save_last(self, checkpoint: Checkpoint) -> Path:
+        """Write ``last.safetensors``; return its path.
+
+        The previous one becomes ``step-XXXXXXXX.safetensors``. Once the new
+        one is on disk, all but the ``keep`` newest intact ones of these are
+        removed.
+
+        Args:
+            checkpoint: its ``meta`` has ``step``.
+
+        Raises:
+            CheckpointError: the previous one has another format or is unreadable.
+            TakenFolderError: another run has taken the folder since.
+            RunFolderError: disk full or the like; everything stays as it was.
+        """
+        self._refuse_lost()
+        last, step = self.path / LAST, checkpoint.require("step", int)
+        earlier = self._step_if_whole(last)
+        self._held_log.sync()  # the rows up to this step belong to what is saved
+        with replacing(last) as fd:
+            write(fd, checkpoint)
+            if earlier is not None and earlier != step and self.keep > 0:
+                generation = self.path / f"step-{earlier:08d}.safetensors"
+                _link(last, generation)
+                self._whole[generation] = earlier
+        self._whole[last] = step
+        self._removable = []
+        self._prune()
+        return last
+
+    def save_result(self, values: dict[str, Any]) -> None:
+        """Write ``result.json``, the result of the finished run.
+
+        Raises:
+            TakenFolderError: another run has taken the folder since.
+            RunFolderError: disk full or the like.
+        """
+        self._refuse_lost()
+        write_json(self.path / RESULT, values)
+
+    def load_last(self) -> tuple[Checkpoint, list[str]]:
+        """Return the newest intact checkpoint with state, and a note on each one passed over.
+
+        Raises:
+            CheckpointError: none is intact, or a newer one has another format or is unreadable.
+            RunFolderError: the folder cannot be read.
+        """
+        passed_over: list[str] = []
+        damage: DamagedCheckpointError | None = None
+        for path in (self.path / LAST, *_generations(self.path)):
+            try:
+                if not exists(path):
+                    passed_over.append(f"{path.name}: missing")
+                    continue
+                checkpoint = load(path)
+            except DamagedCheckpointError as error:
+                passed_over.append(f"{path.name}: {error.flaw}")
+                damage = damage or error
+                continue
+            step = checkpoint.require("step", int)
+            self._whole[path] = step
+            return checkpoint, [
+                f"{flaw}: took {path.name} instead, step {step}" for flaw in passed_over
+            ]
+        if damage is None:
+            flaw = f"{shown(self.path)}: holds {BEST} only, which has no state to resume from"
+        else:
+            flaw = f"{shown(damage.path)}: {damage.flaw}, and no checkpoint is whole to resume from"
+        with suppress(CheckpointError):
+            read_description(self.path / BEST)
+            flaw += f"; {BEST} has weights to start from with --init-from, in another folder"
+        raise CheckpointError(flaw) from damage
+
+    def _step_if_whole(self, path: Path) -> int | None:
+        """Return the step of a checkpoint file; None if there is none or it is damaged."""
+        with refusals(path, "cannot save"):
+            is_there = exists(path)
+        if not is_there:
+            self._whole.pop(path, None)  # someone has removed it since
+        elif path not in self._whole:
+            with suppress(DamagedCheckpointError):
+                self._whole[path] = load(path).require("step", int)
+        return self._whole.get(path)
+
+    def _prune(self) -> None:
+        """Remove all but the ``keep`` newest intact checkpoints beside ``last``."""
+        kept = 0
+        for path in _generations(self.path):
+            try:
+                whole = self._step_if_whole(path) is not None
+            except CheckpointError:
+                continue  # of another format, or unreadable: not ours to remove
+            kept += whole
+            if not whole or kept > self.keep:
+                # A file that cannot be removed only takes space: the new one is safe.
+                with suppress(OSError):
+                    path.unlink()
+                self._whole.pop(path, None)
+
+    # The log ------------------------------------------------------------------
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a row to ``metrics.jsonl``; errors as for ``Log.append``."""
+        self._held_log.append(row)
+
+    def rewind_log(self, step: int, *, logged: bool = True, validated: bool = True) -> None:
+        """Drop the rows after ``step`` from ``metrics.jsonl``, as ``Log.rewind`` does."""
+        self._held_log.rewind(step, logged=logged, validated=validated)
+
+    @property
+    def _held_log(self) -> Log:
+        assert self._log is not None, "the folder is closed"
+        return self._log
+
+    # What is in the folder already ---------------------------------------------
+
+    def _refuse_another_run(self, abandoned: bool) -> None:
+        """Raise RunFolderError if the folder holds a run; an abandoned one's log does not count."""
+        if checkpoints := checkpoints_in(self.path):
+            try:
+                where = f" at step {read_description(checkpoints[0]).meta['step']}"
+            except (CheckpointError, KeyError):
+                where = ""
+            go_on = "go on with it with --resume"
+            if all(path.name == BEST for path in checkpoints):
+                go_on = f"its {BEST} has no state to go on from, but weights for --init-from"
+            raise RunFolderError(
+                f"{shown(self.path)}: holds a run already{where}: {go_on}, or choose another "
+                "folder with --run"
+            )
+        if not abandoned and (self.path / LOG).exists():
+            raise RunFolderError(
+                f"{shown(self.path)}: holds a metrics.jsonl without a checkpoint: remove it, or "
+                "choose another folder with --run"
+            )
+
+    def _remove_stale(self) -> None:
+        """Remove the temporary files of dead processes; this one has none yet."""
+        for path in _entries(self.path):
+            name, pid = unfinished(path.name) or ("", 0)
+            ours = name in (BEST, LAST, LOG, RESULT) or _GENERATION.fullmatch(name)
+            if ours and (pid == os.getpid() or not alive(pid)):
+                with suppress(OSError):
+                    path.unlink()
+
+
+# Files -------------------------------------------------------------------------
+
+
+def _is_folder(path: Path) -> bool:
+    return exists(path) and path.is_dir()
+
+
+def _entries(folder: Path) -> list[Path]:
+    with refusals(folder, "cannot read the run's folder"):
+        return list(folder.iterdir())
+
+
+def _generations(folder: Path) -> list[Path]:
+    """Return the earlier checkpoints, newest first."""
+    found = [
+        (int(match[1]), path)
+        for path in _entries(folder)
+        if (match := _GENERATION.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoint files of the run in a folder: newest first, then the best.
+
+    Raises:
+        RunFolderError: the folder cannot be read.
+    """
+    named = [folder / LAST, *_generations(folder), folder / BEST]
+    with refusals(folder, "cannot read the run's folder"):
+        return [path for path in named if exists(path)]
+
+
+def has_state(folder: Path) -> bool:
+    """Whether a folder holds a run to resume: a checkpoint with its complete state.
+
+    Raises:
+        RunFolderError: the folder cannot be read.
+    """
+    with refusals(folder, "cannot read the run's folder"):
+        return _is_folder(folder) and any(path.name != BEST for path in checkpoints_in(folder))
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name; where the file system has no hard links, copy it."""
+    source = followed(source)  # systems differ in what a hard link to a symbolic link is
+    with suppress(FileNotFoundError):
+        if target.samefile(source):
+            return
+        target.unlink()
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        with (
+            source.open("rb") as old,
+            replacing(target) as fd,
+            os.fdopen(fd, "wb", closefd=False) as new,
+        ):
+            shutil.copyfileobj(old, new)
+
+
+def _make_and_lock(path: Path, command: str) -> tuple[list[Path], Lock]:
+    """Make a run's folder; return the folders that were made, innermost first, and the lock.
+
+    Raises:
+        RunFolderError: the folder cannot be made or locked; what was made is removed again.
+    """
+    made: list[Path] = []
+    end = time.monotonic() + PATIENCE
+    try:
+        with refusals(path, "cannot make the run's folder"):
+            while True:
+                try:
+                    _make(path, made)
+                    return made, take_lock(path, command)
+                except (FileNotFoundError, FileExistsError):
+                    # Another run that saved nothing may be removing the folder at this moment.
+                    if time.monotonic() > end:
+                        raise
+                time.sleep(0.01)
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # someone else may have put something there
+                folder.rmdir()
+        raise
+
+
+def _make(path: Path, made: list[Path]) -> None:
+    """Make a folder and its parents; put the new ones into ``made``, innermost first."""
+    for folder in [*reversed(path.parents), path]:
+        try:
+            folder.mkdir()
+        except OSError:  # for a folder that exists, a read-only file system may say EROFS
+            if folder.is_dir():
+                continue
+            if folder.is_file():
+                raise NotADirectoryError(errno.ENOTDIR, f"{shown(folder)} is a file") from None
+            raise
+        else:
+            made.insert(0, folder)
+            sync_folder(folder.parent)
+
+
+def files_of_run(checkpoint: Path) -> list[Path]:
+    """Return a checkpoint's file and its run's files beside it; some may not exist."""
+    folder = checkpoint.parent
+    others = [folder / name for name in (LOG, RESULT, LOCK)]
+    return [checkpoint, *sorted(folder.glob("*.safetensors")), *others]

@@ -1,0 +1,120 @@
+"""Turn a checkpoint into a trained model: weights and vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from charrnn.compute.machine import worker
+from charrnn.config import ModelConfig
+from charrnn.errors import CheckpointError
+from charrnn.network.model import CharModel, outline
+from charrnn.storage.checkpoint import LAST, Checkpoint, find, load, read_description
+from charrnn.text.vocabulary import Vocabulary
+from charrnn.wording import shown
+
+
+def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary, Checkpoint]:
+    """Load a checkpoint's model, vocabulary, and the checkpoint itself without its tensors.
+
+    Args:
+        path: a checkpoint, or a run's folder (its best one is taken).
+        device: where to compute.
+
+    Raises:
+        CheckpointError: the file is not an intact checkpoint.
+    """
+    file = find(path)
+    checkpoint = load(file)
+    shape, vocabulary = described(checkpoint, file)
+    model = with_weights(shape, prefixed(checkpoint.tensors, "model."), file)
+    return model.to(device).eval(), vocabulary, replace(checkpoint, tensors={}, path=path)
+
+
+def shape_of(path: Path) -> ModelConfig:
+    """Return the shape of a checkpoint's model, reading the header only.
+
+    Args:
+        path: a checkpoint, or a run's folder (its best one is taken).
+
+    Raises:
+        CheckpointError: as for ``load_model``, as far as the header shows it.
+    """
+    return read_description(find(path)).record("model", ModelConfig)
+
+
+def trained_by(run: Path) -> str | None:
+    """Return what last trained the run in a folder: a processor with its threads, or a GPU.
+
+    None if its last checkpoint is missing, damaged, or too old to say.
+    """
+    with suppress(CheckpointError):
+        last = read_description(run / LAST)
+        if last.require("device", str) == "cuda":
+            return last.require("gpu", str)
+        return worker(last.require("processor", str), last.require("threads", int))
+    return None
+
+
+def described(checkpoint: Checkpoint, path: Path) -> tuple[ModelConfig, Vocabulary]:
+    """Return the shape of a checkpoint's model, and its vocabulary.
+
+    Raises:
+        CheckpointError: one is missing or malformed, or their sizes differ.
+    """
+    shape = checkpoint.record("model", ModelConfig)
+    try:
+        vocabulary = Vocabulary.from_json(checkpoint.require("vocabulary", dict))
+    except ValueError as error:
+        raise CheckpointError(f"{shown(path)}: the field {error}") from error
+    if vocabulary.size < 2:
+        raise CheckpointError(f"{shown(path)}: the field 'vocabulary' has no characters")
+    if shape.vocabulary != vocabulary.size:
+        raise CheckpointError(
+            f"{shown(path)}: the field 'vocabulary' has {vocabulary.size} symbols, the model "
+            f"{shape.vocabulary}"
+        )
+    return shape, vocabulary
+
+
+def with_weights(shape: ModelConfig, weights: dict[str, Tensor], path: Path) -> CharModel:
+    """Return a model with a file's weights; the file's size, not ``shape``, bounds its memory.
+
+    Raises:
+        CheckpointError: a weight is missing, unknown, or of another shape than the model's.
+    """
+    layers = len({name.split(".")[1] for name in weights if name.startswith("cells.")})
+    if shape.layers != layers:
+        raise CheckpointError(
+            f"{shown(path)}: the field 'model' has {shape.layers} layers, the weights {layers}"
+        )
+    try:
+        model = outline(shape)
+    except RuntimeError as error:
+        raise CheckpointError(f"{shown(path)}: the field 'model' is impossible: {error}") from error
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() ^ weights.keys()):
+        what = "missing" if name in wanted else "unknown"
+        raise CheckpointError(f"{shown(path)}: the weight model.{name} is {what}")
+    for name, weight in weights.items():
+        if weight.shape != wanted[name].shape or weight.dtype != wanted[name].dtype:
+            raise CheckpointError(
+                f"{shown(path)}: the weight model.{name} is {weight.dtype} {list(weight.shape)}, "
+                f"the model needs {wanted[name].dtype} {list(wanted[name].shape)}"
+            )
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def prefixed(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with ``prefix``, which is removed from the names."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

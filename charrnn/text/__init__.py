@@ -1,0 +1,1 @@
+"""A text: its files, decoded, split, counted, and cut into lanes of ids."""

@@ -1,0 +1,151 @@
+"""Why a file is not text: where decoding failed, what the file may be, and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from charrnn.text.decoding import Codes, Decoder, State, byte_order_mark
+from charrnn.text.files import NotTextError
+from charrnn.wording import counted, shown
+
+#: The first bytes of files that these programs have compressed.
+COMPRESSED = {
+    "gzip": b"\x1f\x8b",
+    "bzip2": b"BZh",
+    "xz": b"\xfd7zXZ\0",
+    "zstd": b"\x28\xb5\x2f\xfd",
+}
+#: The first bytes of a zip archive.
+ZIP = b"PK\3\4"
+#: First bytes of files that hold a text in another form: what they are, and what to do first.
+_PACKED = (
+    *(
+        (magic, f"compressed by {name}", f"unpack it first, with {name} -dc")
+        for name, magic in COMPRESSED.items()
+    ),
+    (ZIP, "a zip archive, as .docx and .epub are", "take the text out of it first"),
+    (b"%PDF-", "a PDF", "make text of it first, with pdftotext"),
+)
+
+#: What to do about a text in an unknown encoding.
+_OTHERWISE = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use --encoding bytes"
+
+
+def packed(head: bytes) -> tuple[str, str] | None:
+    """Return what kind of packed file this is, and how to unpack it; None: it is not packed."""
+    return next(((what, how) for magic, what, how in _PACKED if head.startswith(magic)), None)
+
+
+def undecodable(
+    path: Path,
+    encoding: str,
+    error: UnicodeError,
+    *,
+    data: bytes,
+    state: State,
+    offset: int,
+    size: int,
+    head: bytes,
+) -> NotTextError:
+    """Return the error for a file that could not be decoded.
+
+    Args:
+        path: the file.
+        encoding: the encoding it was read in.
+        error: the decoder's error.
+        data: the bytes that the decoder was given.
+        state: the decoder's state before ``data``.
+        offset: byte offset of ``data`` in the file.
+        size: bytes of the file.
+        head: the file's first bytes.
+    """
+    if refusal := _refuse_packed(path, head):
+        return refusal
+    first = offset - len(state[0])
+    if isinstance(error, UnicodeDecodeError) and _is_text_so_far(data, encoding, state):
+        start = first + error.start
+        return NotTextError(
+            f"{shown(path)} ends in the middle of a character of {encoding}, at byte {start:,}: "
+            f"if it was cut, drop its last {counted(size - start, 'byte')}; else {_OTHERWISE}"
+        )
+    return _not_text(path, encoding, error, first, head)
+
+
+def with_nul(path: Path, encoding: str, codes: Codes, head: bytes) -> NotTextError:
+    """Return the error for a file that has a NUL among its first characters.
+
+    Args:
+        path: the file.
+        encoding: the encoding it is read in.
+        codes: its first characters.
+        head: its first bytes.
+    """
+    if refusal := _refuse_packed(path, head):
+        return refusal
+    before = counted(int(codes.argmin()), "character")
+    otherwise = "use --encoding bytes, or utf-16-le or utf-16-be if it is that"
+    advice = _by_its_mark(head, encoding) or otherwise
+    return NotTextError(f"{shown(path)} looks binary, with a NUL after {before}: {advice}")
+
+
+def with_swapped_mark(path: Path, encoding: str, head: bytes) -> NotTextError | None:
+    """Return the error for a file whose byte order mark tells of the other byte order; else None.
+
+    Its bytes may well be characters in both.
+    """
+    if encoding.endswith(("-le", "-be")) and (said := _by_its_mark(head, encoding)):
+        return NotTextError(f"{shown(path)} is not {encoding} text: {said}")
+    return None
+
+
+def _refuse_packed(path: Path, head: bytes) -> NotTextError | None:
+    """Return the error for a file that holds its text in another form; None: it is not one."""
+    said = packed(head)
+    return said and NotTextError(f"{shown(path)} is {said[0]}: {said[1]}")
+
+
+def _is_text_so_far(data: bytes, encoding: str, state: State) -> bool:
+    """Whether bytes are text, apart from an incomplete last character."""
+    try:
+        Decoder(encoding, state).decode(data, final=False)
+    except UnicodeError:
+        return False
+    return True
+
+
+def _not_text(
+    path: Path, encoding: str, error: UnicodeError, offset: int, head: bytes
+) -> NotTextError:
+    """Say where decoding failed; ``offset`` is that of the first byte the decoder was given."""
+    where = f" at byte {offset + error.start:,}" if isinstance(error, UnicodeDecodeError) else ""
+    why = f" ({error.reason})" if isinstance(error, UnicodeDecodeError) else ""
+    advice = _OTHERWISE
+    if said := _by_its_mark(head, encoding):
+        advice = said
+    elif encoding == "utf-8" and isinstance(error, UnicodeDecodeError) and _has_utf_8(error):
+        advice = (
+            "up to there it is, so it may be damaged, and iconv -c -f utf-8 -t utf-8 <FILE >NEW "
+            f"drops such bytes; else {advice}"
+        )
+    elif encoding in ("utf-16", "utf-32") and not byte_order_mark(head, encoding):
+        why = " (no byte order mark)"
+        advice = f"use --encoding {encoding}-le or {encoding}-be, or another one's name, or bytes"
+    return NotTextError(f"{shown(path)} is not {encoding} text{where}{why}: {advice}")
+
+
+def _has_utf_8(error: UnicodeDecodeError) -> bool:
+    """Whether too many multi-byte characters precede the error to be there by chance.
+
+    Text in another encoding may look like a few of them.
+    """
+    return sum(byte >= 0xC0 for byte in error.object[: error.start]) >= 10
+
+
+def _by_its_mark(head: bytes, encoding: str) -> str | None:
+    """Return what to do where the byte order mark is another encoding's; None: it is not."""
+    for name in ("utf-32", "utf-16"):  # in this order: utf-32's mark begins with utf-16's
+        if mark := byte_order_mark(head, name):
+            is_another = mark != byte_order_mark(head, encoding)
+            advice = f"its first bytes are a mark of {name}: use --encoding {name}"
+            return advice if is_another else None
+    return None

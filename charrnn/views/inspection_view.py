@@ -1,0 +1,244 @@
+"""Print a model's measurements as tables, small plots and coloured text in a terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from charrnn.analysis.activity import (
+    ALWAYS,
+    NEARLY_CLOSED,
+    NEARLY_OPEN,
+    Activation,
+    GateUse,
+    UnitFound,
+)
+from charrnn.analysis.equations import Step
+from charrnn.analysis.flow import GradientFlow
+from charrnn.analysis.gradients import Truncation
+from charrnn.analysis.inspection import Inspection
+from charrnn.analysis.memory import Memory
+from charrnn.analysis.norms import Clipping
+from charrnn.views import inspection_words as words
+from charrnn.views.terminal import Output, columns_of, fits, plain_table, print_words
+from charrnn.wording import significant
+
+BLOCKS = " ▁▂▃▄▅▆▇█"
+EIGHTHS = " ▏▎▍▌▋▊▉"
+BAR = 24
+#: Most lags in a plot of the gradient flow.
+PLOT = 16
+#: Below this share of the gradient at lag 0 the plot shows nothing.
+FAINTEST = 1e-3
+#: If a gradient grows, a full column stands for its largest value, within these limits: at least
+#: the first, so that 1 is less than full; at most the second, as exploding gradients are unbounded.
+FULL_FROM, LOUDEST = 2.7, 1e3
+
+
+def print_inspection(inspection: Inspection) -> None:
+    """Print all measurements on stdout."""
+    console, wide = Output(), Output.wide()
+    for title, said, shown in _sections(inspection):
+        console.print(Text(title, style="bold underline"))
+        print_words(said)
+        (wide if isinstance(shown, Table) else console).print(shown)
+        console.print()
+
+
+def _sections(inspection: Inspection) -> Iterator[tuple[str, str, RenderableType]]:
+    """Yield title, explanation and picture of each measurement."""
+    if inspection.step is not None:
+        yield "The step", words.step_says(inspection.step), _step(inspection.step)
+    if flows := inspection.gradient_flow:
+        yield _gradient_flow(flows)
+    if inspection.memory is not None:
+        yield "Memory", words.memory_says(inspection.memory), _memory(inspection.memory)
+    if inspection.pace:
+        yield "Pace", words.PACE_SAYS, plain_table(words.pace_lines(inspection.pace), 1)
+    if inspection.gates:
+        yield (
+            "Gates",
+            f"Share of characters at which a gate is open (above {NEARLY_OPEN}) and closed (below "
+            f"{NEARLY_CLOSED}), mean over the units. Always: how many units have it open, or "
+            f"closed, at more than {100 * ALWAYS:.0f} % of characters. Plots: how many units have "
+            "which share, from 0 to 1.",
+            _gates(inspection.gates),
+        )
+    if inspection.units:
+        found = words.units_say(inspection.units)
+        if inspection.activation is None:
+            unit = inspection.units[0].unit
+            found += f" --unit colours the text by a unit, as in --unit {unit}."
+        yield "Units", found, _units(inspection.units)
+    if inspection.activation is not None:
+        yield _activation(inspection.activation)
+    if inspection.clipping is not None:
+        clipping = inspection.clipping
+        said = f"{words.clipping_says(clipping)} {words.NORMS_SAY}"
+        yield "Clipping", said, _clipping(clipping)
+    if inspection.cuts:
+        yield "A cut gradient", words.CUTS_SAY, plain_table(words.cut_lines(inspection.cuts), 1)
+    if truncations := inspection.truncation:
+        yield "Truncation", words.truncation_says(truncations), _truncation(truncations)
+
+
+def _plotted(
+    lines: Sequence[Sequence[str]], plot: str, pictures: Sequence[str], words: int = 1
+) -> Table:
+    """Return a table with a plot as its last column, if there is room for it.
+
+    Args:
+        lines: the head and the rows.
+        plot: the plot's name in the head.
+        pictures: one per row.
+        words: how many leading columns hold words.
+    """
+    plotted = zip(lines, (plot, *pictures), strict=True)
+    table = plain_table([[*line, picture] for line, picture in plotted], words)
+    table.columns[-1].justify = "left"
+    return table if fits(table) else plain_table(lines, words)
+
+
+def _bar(share: float) -> str:
+    """Return a bar that fills a share of the full width."""
+    whole, part = divmod(round(min(1.0, max(0.0, share)) * BAR * 8), 8)
+    return "█" * whole + EIGHTHS[part].strip()
+
+
+def _columns(shares: Sequence[float]) -> str:
+    """Return one column per share of the full height; it is empty only for a share of 0."""
+    return "".join(BLOCKS[math.ceil(min(1.0, max(0.0, share)) * 8)] for share in shares)
+
+
+def _step(step: Step) -> Table:
+    """Return the table of the step, with fewer units on a narrow terminal."""
+    lines = words.step_lines(step)
+    while True:
+        table = plain_table(lines, 3)
+        if fits(table) or len(lines[0]) == 4:
+            return table
+        lines = [line[:-1] for line in lines]
+
+
+def _gradient_flow(flows: Sequence[GradientFlow]) -> tuple[str, str, RenderableType]:
+    """Return title, explanation and picture of the gradient flow."""
+    reaches = [reach for flow in flows for reach in flow.reaches]
+    farthest = reaches[0].farthest
+    lags = sorted({0, *np.geomspace(1, farthest, PLOT).round().astype(int).tolist()})
+    drawn = [[reach.median[k] for k in lags] for reach in reaches]
+    most = max((left for shares in drawn for left in shares if left > 0), default=1.0)
+    full = min(LOUDEST, max(FULL_FROM, most)) if most > 1 else 1.0
+
+    def columns(shares: Sequence[float]) -> str:
+        height = math.log10(full / FAINTEST)
+        return _columns(
+            [math.log10(left / FAINTEST) / height if left > 0 else 0 for left in shares]
+        )
+
+    lines = words.gradient_flow_lines(flows)
+    table = _plotted(lines, "", list(map(columns, drawn)))
+    plot = linear = ""
+    if len(table.columns) > len(lines[0]):
+        says = "1"
+        if full > 1:
+            more = " or more" if most > full else ""
+            says = f"{significant(full, 2)}{more}, {columns([1])} is 1"
+        plot = (
+            f" Plot: k = 0, then 1 to {farthest}, both axes logarithmic; a full column is {says}, "
+            f"an empty one less than {FAINTEST:g}."
+        )
+    if any(reach.state == "linear" for reach in reaches):
+        linear = " Linear: through the matrix alone, without tanh."
+    return (
+        "Gradient flow",
+        "What is left of the gradient of one character's loss k characters earlier "
+        f"(medians of {flows[0].places} places), along each layer's states.{plot} "
+        f"{words.radius_says(flows)}{linear}",
+        table,
+    )
+
+
+def _memory(memory: Memory) -> Table:
+    most = max(memory.excess_nats)
+    pictures = [
+        _bar(memory.excess_nats[k] / most if most > 0 else 0.0) for k in words.contexts(memory)
+    ]
+    return _plotted(words.memory_lines(memory), "more", pictures, words=0)
+
+
+def _gates(gates: Sequence[GateUse]) -> Table:
+    pictures = []
+    for use in gates:
+        counts = [
+            np.histogram(share_H, 10, (0, 1))[0] for share_H in (use.open_share, use.closed_share)
+        ]
+        pictures.append(" | ".join(_columns((count / count.max()).tolist()) for count in counts))
+    return _plotted(words.gate_lines(gates), "units by open | closed", pictures)
+
+
+def _units(units: Sequence[UnitFound]) -> Table:
+    pictures = [_bar(abs(found.correlation)) for found in units]
+    return _plotted(words.unit_lines(units), "", pictures)
+
+
+def _activation(shown: Activation) -> tuple[str, str, RenderableType]:
+    """Return title, explanation and picture of a unit's state along the text."""
+    console = Output()
+    lowest, highest = words.activation_ends(shown)
+    if console.has_colours:
+        low, high = "blue", "red"
+        picture: RenderableType = _coloured(shown)
+    else:
+        low, high = BLOCKS[1], BLOCKS[-1]
+        picture = _underlined(shown, console.width)
+    ends = f"from {lowest} ({low}) to {highest} ({high})"
+    return (
+        f"Unit {shown.unit}",
+        f"Its state after each of the last {len(shown.text):,} characters, {ends}.",
+        picture,
+    )
+
+
+def _coloured(shown: Activation) -> Text:
+    """Return the text on red where the unit is positive, on blue where it is negative."""
+    text = Text()
+    for character, share in zip(shown.text, shown.shares, strict=True):
+        faded = round(255 * (1 - abs(share)))
+        red, green, blue = (255, faded, faded) if share > 0 else (faded, faded, 255)
+        ink = "white" if share < -0.6 else "black"
+        text.append(words.mark(character), style=f"{ink} on rgb({red},{green},{blue})")
+        text.append("\n" if character == "\n" else "")
+    return text
+
+
+def _underlined(shown: Activation, width: int) -> Group:
+    """Return every line of the text with columns below it, for a terminal without colours."""
+    rows = [["", ""]]
+    for character, share in zip(shown.text, shown.shares, strict=True):
+        letter = words.mark(character).replace("\t", " ")
+        height = 0.125 + 0.875 * (1 + share) / 2
+        taken = sum(map(columns_of, letter))
+        if len(rows[-1][1]) + taken > width:
+            rows.append(["", ""])
+        rows[-1][0] += letter
+        rows[-1][1] += _columns([height]) * taken
+        if character == "\n":
+            rows.append(["", ""])
+    return Group(*(Text(line) for row in rows if row[0] for line in row))
+
+
+def _clipping(clipping: Clipping) -> Table:
+    most = max(period.median for period in clipping.periods)
+    pictures = [_bar(period.median / most if most else 0.0) for period in clipping.periods]
+    return _plotted(words.clipping_lines(clipping), "median", pictures)
+
+
+def _truncation(truncations: Sequence[Truncation]) -> Table:
+    angles = [w.angle for t in truncations for w in (*t.windows, t.full)]
+    pictures = [_bar(angle / 90 if math.isfinite(angle) else 0.0) for angle in angles]
+    return _plotted(words.truncation_lines(truncations), "angle", pictures)

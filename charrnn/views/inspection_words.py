@@ -1,0 +1,347 @@
+"""Put a model's measurements into the rows and sentences that a terminal and a page show."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from charrnn.analysis.activity import ALWAYS, KEPT_OVER, Activation, GateUse, Pace, UnitFound
+from charrnn.analysis.equations import SHOWN, Step
+from charrnn.analysis.flow import GradientFlow
+from charrnn.analysis.gradients import Cut, Truncation
+from charrnn.analysis.memory import Memory
+from charrnn.analysis.norms import Clipping
+from charrnn.analysis.properties import PROPERTIES
+from charrnn.wording import (
+    counted,
+    cut_word,
+    is_drawn_onto,
+    joined,
+    printable,
+    quoted,
+    significant,
+)
+
+CUTS_SAY = (
+    "How far a gradient turns when cut to a share of its norm, by scaling it as a whole or by "
+    "cutting every entry to one limit."
+)
+PACE_SAYS = (
+    "Correlation of each unit's state with its value one character earlier: mean, lowest and "
+    "highest over the units. Kept: the share of a state that its gate (an LSTM's forget gate for "
+    f"c, a GRU's update gate for h) keeps over {KEPT_OVER} characters, the product of the gate's "
+    "values: mean and median."
+)
+ZERO_SAYS = (
+    "A reset leaves the zero state, from which training reads only the beginning of a pass, so for "
+    "small k the figures include more than the lack of context."
+)
+NORMS_SAY = (
+    "10 % (a tenth of the norms are below it) and median are of the norms in the log, each a mean "
+    "over up to 10 updates; largest is of a single update."
+)
+#: How many standard errors below the full context's a loss must be to be reported as lower.
+SURE = 4
+
+
+def step_says(step: Step) -> str:
+    """Say what is computed, and how closely it agrees with the model."""
+    return (
+        "One step, computed by its equations from the checkpoint's weights in float64; it reads "
+        f"{quoted(step.read)}. e: embedding, or h' of the layer below; σ: logistic function; ∘: "
+        "product unit by unit. In brackets: a layer's first units; for the logits y and the "
+        "probabilities p, the likeliest next characters. "
+        f"Over {step.characters:,} characters from the zero state, equations and model differ by "
+        f"at most {step.logits_difference:.1e} in a logit, and by {step.state_difference:.1e} in a "
+        f"unit at the end. Nats per character: {step.written_nats:.6f} by the equations, "
+        f"{step.model_nats:.6f} by the model."
+    )
+
+
+def step_lines(step: Step) -> list[list[str]]:
+    """Return the table of the step: its head, and a row per equation, the model's values below."""
+    lines = [["layer", "line", "equation", *(f"[{n + 1}]" for n in range(SHOWN))]]
+    for quantity in step.quantities:
+        if quantity.name == "y":
+            named = [*map(quoted, step.likeliest), *[""] * (SHOWN - len(step.likeliest))]
+            lines.append([str(quantity.layer), "", "next character", *named])
+        shown = [(f"= {quantity.equation}", quantity.units)]
+        if quantity.model is not None:
+            shown.append(("by the model", quantity.model))
+        for words, values in shown:
+            numbers = [f"{value:+z.5f}" for value in values]
+            numbers += [""] * (SHOWN - len(numbers))
+            lines.append([str(quantity.layer), quantity.name, words, *numbers])
+    return lines
+
+
+def radius_says(flows: Sequence[GradientFlow]) -> str:
+    """Explain the radius and the lags in the table of the gradient flow."""
+    scaled = "; * scaled to it" if any(flow.scaled_to for flow in flows) else ""
+    return (
+        f"Radius: the recurrent matrices' spectral radius, smallest to largest{scaled}. Half at, "
+        "1 % at: the lag k from which on less than that is left, in the median over the places; "
+        "in brackets the lag for their mean, where it differs (a few places can dominate a mean)."
+    )
+
+
+def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
+    """Return the table of the gradient flow: its head, and a row per state."""
+    farthest = flows[0].reaches[0].farthest
+    lags = [k for k in (1, 10) if k <= farthest]
+    lines = [["weights", "radius", "along", "half at", "1 % at"] + [f"k = {k}" for k in lags]]
+
+    def named(median: int | None, mean: int | None) -> str:
+        one, other = (f"> {farthest}" if lag is None else str(lag) for lag in (median, mean))
+        return one if one == other else f"{one} ({other})"
+
+    for flow in flows:
+        for reach in flow.reaches:
+            radii = flow.spectral_radii[reach.layer - 1]
+            measured = [
+                named(reach.median_halves_at, reach.halves_at),
+                named(reach.median_under_1_percent_at, reach.under_1_percent_at),
+                *("" if math.isnan(m := reach.median[k]) else significant(m, 2) for k in lags),
+            ]
+            lines.append(
+                [
+                    flow.weights,
+                    _range(min(radii), max(radii)) + ("" if flow.scaled_to is None else " *"),
+                    f"{reach.state} {reach.layer}",
+                    *(measured if reach.size else ["no gradient", "", *[""] * len(lags)]),
+                ]
+            )
+    return lines
+
+
+def _range(low: float, high: float) -> str:
+    ends = (f"{low:.2f}", f"{high:.2f}")
+    return "-".join(dict.fromkeys(ends))
+
+
+def memory_says(memory: Memory) -> str:
+    """Say how much context is enough."""
+    return (
+        f"Loss with the state reset k characters before the one that is scored "
+        f"({memory.windows:,} resets), compared with {memory.full_nats:.4f} nats per character "
+        f"with the state carried on. To come within {memory.tolerance:g} nats of that, "
+        f"{enough_says(memory)}; training read windows of {memory.bptt:,}"
+        + (
+            ", each begun from the zero state, as after a reset."
+            if memory.reset_state
+            else f". {ZERO_SAYS}"
+        )
+    )
+
+
+def enough_says(memory: Memory) -> str:
+    """Say how many characters of context are enough, and whether fewer do better than all."""
+    between = _between(memory)
+    if memory.needed is None:
+        return f"more than {memory.longest:,} characters{between} are needed"
+    are = "is" if memory.needed == 1 else "are"
+    enough = f"{counted(memory.needed, 'character')}{between} {are} enough"
+    least = min(memory.excess_nats)
+    at = memory.excess_nats.index(least)
+    # One of hundreds of noisy figures is lowest by chance.
+    if -least <= max(memory.tolerance, SURE * memory.standard_error[at]):
+        return enough
+    best = counted(at, "character")
+    return f"{enough} (with {best} the loss is {-least:.4f} nats lower than with the full context)"
+
+
+def _between(memory: Memory) -> str:
+    """Return in brackets the range of the context that is enough; empty if it is one number."""
+    low, high = (
+        f"more than {memory.longest:,}" if characters is None else f"{characters:,}"
+        for characters in memory.needed_between
+    )
+    return "" if low == high else f" ({low} to {high} within one standard error)"
+
+
+def memory_lines(memory: Memory) -> list[list[str]]:
+    """Return the table of the memory: its head, and rows for contexts of 0, 1, 2, 4, ..."""
+    rows = [
+        [
+            f"{k:,}",
+            f"{memory.nats(k):.4f}",
+            f"{memory.excess_nats[k]:+z.4f}",
+            f"{memory.standard_error[k]:.4f}",
+        ]
+        for k in contexts(memory)
+    ]
+    return [["k", "nats/char", "more", "±"], *rows]
+
+
+def activation_ends(shown: Activation) -> tuple[str, str]:
+    """Return the ends of the scale on which a unit's states are coloured."""
+    return f"{-shown.largest:z.3g}", f"{shown.largest:.3g}"
+
+
+def contexts(memory: Memory) -> list[int]:
+    """Return the lengths of context in the memory's table."""
+    farthest = memory.longest
+    return sorted({0, *(1 << n for n in range(farthest.bit_length())), farthest})
+
+
+def pace_lines(paces: Sequence[Pace]) -> list[list[str]]:
+    """Return the table of the pace: its head, and a row per layer and state."""
+    lines = [["state", "mean", "lowest", "highest", "kept", "median"]]
+    for one in paces:
+        varying = [value for value in one.autocorrelation if math.isfinite(value)]
+        numbers = (one.mean, min(varying), max(varying)) if varying else ()
+        lags = [f"{value:+z.3f}" for value in numbers] or ["constant", "", ""]
+        kept = [_kept(share) for share in (one.kept_mean, one.kept_median)]
+        lines.append([f"{one.state} {one.layer}", *lags, *kept])
+    return lines
+
+
+def _kept(share: float | None) -> str:
+    if share is None or math.isnan(share):
+        return ""
+    return "< 0.001 %" if 0 < share < 1e-5 else f"{100 * share:.3g} %"
+
+
+def gate_lines(gates: Sequence[GateUse]) -> list[list[str]]:
+    """Return the table of the gates: its head, and a row per layer and gate."""
+    lines = [["gate", "open", "always", "closed", "always"]]
+    for use in gates:
+        shares = (np.array(use.open_share), np.array(use.closed_share))
+        lines.append(
+            [
+                f"{use.gate} {use.layer}",
+                *(
+                    text
+                    for share_H in shares
+                    for text in (f"{100 * share_H.mean():.1f} %", f"{(share_H > ALWAYS).sum():,}")
+                ),
+            ]
+        )
+    return lines
+
+
+def units_say(units: Sequence[UnitFound]) -> str:
+    """Say how the units were found, and which properties could not be measured."""
+    missing = [name for name in PROPERTIES if name not in {found.property for found in units}]
+    return (
+        "The unit whose state follows each property best (in an LSTM one for h and one for c), "
+        "chosen by its correlation on the first half of the text and judged by its correlation on "
+        "the second."
+        + (
+            f" Not measured, because constant throughout a half: {', '.join(missing)}."
+            if missing
+            else ""
+        )
+    )
+
+
+def unit_lines(units: Sequence[UnitFound]) -> list[list[str]]:
+    """Return the table of the units: its head, and a row per property and state."""
+    rows = [
+        [
+            found.property,
+            significant(found.mean, 3),
+            found.unit.state,
+            str(found.unit),
+            f"{found.found:+z.3f}",
+            f"{found.correlation:+z.3f}",
+        ]
+        for found in units
+    ]
+    return [["property", "mean", "state", "unit", "first", "second"], *rows]
+
+
+def mark(character: str) -> str:
+    """Return a visible form of a character, so that the state at it can be shown."""
+    # Joiners and variation selectors are invisible themselves.
+    if unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f":
+        return "\N{REPLACEMENT CHARACTER}"
+    if is_drawn_onto(character):
+        return "◌" + character
+    return {"\n": "↵", "\r": "␍"}.get(character) or printable(character)
+
+
+def clipping_says(clipping: Clipping) -> str:
+    """Say how large the norms were and what was clipped."""
+    share = f"{100 * clipping.clipped_share:.1f} % of updates"
+    done = "Nothing was clipped"
+    if clipping.clip_norm is not None:
+        done = f"Clipped to a norm of {clipping.clip_norm:g}: {share}"
+    elif clipping.clip_value is not None:
+        done = f"Entries clipped to {clipping.clip_value:g}: {share}"
+    elif clipping.scale_norm is not None:
+        done = f"Every gradient was scaled to a norm of {clipping.scale_norm:g}, down in {share}"
+    first = clipping.periods[0].first_step
+    since = f" from step {first:,} on, where the log begins" if first > 1 else ""
+    return (
+        f"Norms of the gradient over {counted(clipping.steps, 'update')}{since}, the largest "
+        f"{significant(clipping.largest, 3)}. {done}."
+    )
+
+
+def clipping_lines(clipping: Clipping) -> list[list[str]]:
+    """Return the table of the clipping: its head, and a row per period."""
+    rows = [
+        [
+            f"{period.first_step:,} - {period.last_step:,}",
+            *(significant(norm, 3) for norm in (period.low, period.median, period.largest)),
+            f"{100 * period.clipped_share:.1f} %",
+        ]
+        for period in clipping.periods
+    ]
+    return [["steps", "10 %", "median", "largest", cut_word(clipping.scale_norm)], *rows]
+
+
+def cut_lines(cuts: Sequence[Cut]) -> list[list[str]]:
+    """Return the table of cut gradients: its head, and a row per share."""
+    rows = [
+        [cut.weights, f"{100 * cut.share:.0f} %", _turned(cut.by_norm), _turned(cut.by_value)]
+        for cut in cuts
+    ]
+    return [["weights", "cut to", "by norm", "by value"], *rows]
+
+
+def _turned(degrees: float) -> str:
+    return f"{degrees:.1f}°" if math.isfinite(degrees) else "no gradient"
+
+
+def truncation_says(truncations: Sequence[Truncation]) -> str:
+    """Say which windows are compared, and how noisy the full gradient itself is."""
+    truncation = truncations[0]
+    halves = [
+        f"{one.between_halves:.0f}° ({one.weights})"
+        for one in truncations
+        if math.isfinite(one.between_halves)
+    ]
+    last = truncation.full.loss_last
+    of_each = "all" if last is None else f"the last {last:,} of each"
+    timed = "" if last is None else " (of the full one without the steps before these predictions)"
+    apart = " For comparison, the full gradients of the two halves of the lanes are "
+    return (
+        f"The gradient of {truncation.characters:,} predictions, {of_each} of {truncation.lanes} "
+        "lanes, computed window by window, compared with the full gradient through all "
+        f"{truncation.full.bptt:,} time steps at once: the angle between the two, the size as a "
+        f"share of the full one's, the time per prediction{timed}, and the memory kept for the "
+        "backward pass." + (f"{apart}{joined(halves, 'and')} apart." if halves else "")
+    )
+
+
+def truncation_lines(truncations: Sequence[Truncation]) -> list[list[str]]:
+    """Return the table of the truncation: its head, and a row per window."""
+    rows = [
+        [
+            truncation.weights,
+            f"{window.bptt:,}" + (" (all)" if window is truncation.full else ""),
+            "all" if window.loss_last is None else f"last {window.loss_last:,}",
+            _turned(window.angle),
+            f"{window.size:.3f}" if math.isfinite(window.size) else "",
+            f"{1e6 * window.seconds_per_character:.1f}",
+            f"{window.bytes / 1e6:.2f}",
+        ]
+        for truncation in truncations
+        for window in (*truncation.windows, truncation.full)
+    ]
+    return [["weights", "window", "loss on", "angle", "size", "µs/char", "MB"], *rows]

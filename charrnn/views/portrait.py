@@ -1,0 +1,263 @@
+"""What a page shows of a model beside its scores: its training, a sample, a text it reads.
+
+One record per model.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.cells import cell_len
+
+from charrnn.analysis.activity import activation
+from charrnn.analysis.inspection import Inspection, inspect
+from charrnn.analysis.norms import Clipping, clipping
+from charrnn.analysis.stretch import LEAST_CHARACTERS, Stretch, read_stretch
+from charrnn.config import InspectConfig, ModelConfig, SampleConfig, TrainConfig
+from charrnn.errors import NonFiniteError
+from charrnn.inference.evaluation import prices
+from charrnn.inference.sampling import sample, unwarned
+from charrnn.network.model import CharModel
+from charrnn.runs.comparison import Comparison, RunResult
+from charrnn.runs.subject import Subject, validated_on
+from charrnn.storage.checkpoint import find, read_description
+from charrnn.storage.metrics import read_metrics
+from charrnn.storage.reading import recorded_part
+from charrnn.storage.trained import load_model
+from charrnn.text.corpus import Part, scan
+from charrnn.text.files import LOG
+from charrnn.text.vocabulary import Vocabulary
+from charrnn.views.surprise import PricedText
+from charrnn.wording import printable, shown
+
+#: A row of ``metrics.jsonl``.
+Row = Mapping[str, Any]
+
+#: How every model's sample is drawn, from an empty prompt.
+SAMPLE = SampleConfig(length=600, temperature=0.8, seed=1)
+#: Number of characters shown with their prices.
+EXCERPT = 800
+#: Widest label of a line in a figure, in columns of a terminal: a Chinese character takes two.
+LABEL = 18
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """What a page shows of one model."""
+
+    label: str
+    """Short, and different from the others on the page."""
+    shape: ModelConfig
+    log: Sequence[Row]
+    """Of its training; empty where there is no log (any more)."""
+    sample: str
+    """As ``charrnn sample`` draws it with ``SAMPLE`` on the CPU, whatever the model's device."""
+    excerpt: Sequence[tuple[str, float]]
+    """The first characters of a text, each with its price in nats; the very first character costs
+    0, or what its second and later bytes cost."""
+    inspection: Inspection | None = None
+    """None if the model was not inspected, or the text is too short for that."""
+    validated_on: frozenset[object] = frozenset()
+    """Identifies what the losses in this log, and in those of its cell's other runs, were measured
+    on: they compare only if there is one such item."""
+    of_bytes: bool = False
+    """Whether the model reads bytes; each then counts as a character in what was measured."""
+
+
+def portray(
+    label: str,
+    checkpoint: Path,
+    model: CharModel,
+    vocabulary: Vocabulary,
+    part: Part,
+    inspection: Inspection | None = None,
+    validated_on: frozenset[object] = frozenset(),
+) -> Portrait:
+    """Make a model's portrait.
+
+    Args:
+        label: short, and different from the others on the page.
+        checkpoint: the model's, or its run's folder.
+        model: in evaluation mode.
+        vocabulary: the model's.
+        part: the text whose beginning is priced; at least 2 characters.
+        inspection: the model's, if any.
+        validated_on: identifies the text that the losses in the log are on.
+
+    Raises:
+        CheckpointError: the checkpoint no longer exists.
+        CorpusError: the text changed while it was read.
+        NonFiniteError: a price or a prediction is not finite: the weights are too large to
+            compute with.
+        RunFolderError: the log cannot be read, or one of its lines is not a row.
+    """
+    text = PricedText(part)
+    excerpt = list(text.first())
+    for stretch in prices(model, part, vocabulary):
+        excerpt += text.priced(stretch)
+        if len(excerpt) >= EXCERPT:
+            break
+    if not all(math.isfinite(nats) for _, nats in excerpt):
+        raise NonFiniteError(
+            f"{shown(checkpoint)}: its loss is not finite, so a page cannot show it: train anew "
+            "with a lower --lr"
+        )
+    drawing = model
+    if model.head.weight.device.type != "cpu":
+        drawing = copy.deepcopy(model).cpu()
+    try:
+        with unwarned():
+            pieces = [*sample(drawing, vocabulary, None, SAMPLE)]
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{shown(checkpoint)}: {error}") from error
+    return Portrait(
+        label=label,
+        shape=model.config,
+        log=_read_log(checkpoint),
+        sample=vocabulary.decode([symbol for _, symbol in pieces]),
+        excerpt=tuple(excerpt[:EXCERPT]),
+        inspection=inspection,
+        validated_on=validated_on,
+        of_bytes=vocabulary.is_bytes,
+    )
+
+
+def labels(checkpoints: Sequence[Path]) -> list[str]:
+    """Return a short name for each checkpoint, all different.
+
+    A run's folder is called by its name, a file by its folder's name and its own.
+    """
+    found: list[str] = []
+    for path in map(Path, map(os.path.abspath, checkpoints)):
+        name = path.name if not path.is_file() else f"{path.parent.name}/{path.stem}"
+        name = printable(name).replace("\n", " ").replace("\t", " ")
+        if cell_len(name) > LABEL:
+            ends = _longest(name, LABEL // 2 - 1), _longest(name[::-1], LABEL // 2)[::-1]
+            name = "…".join(ends)
+        numbers = (f" {number}" for number in itertools.count(2))
+        distinct = name
+        while distinct in found:
+            distinct = name + next(numbers)
+        found.append(distinct)
+    return found
+
+
+def _longest(name: str, columns: int) -> str:
+    """Return the longest beginning of a name that fits into this many columns."""
+    return next(name[:n] for n in range(len(name), -1, -1) if cell_len(name[:n]) <= columns)
+
+
+def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
+    """Make the portraits of several models, each on its own text.
+
+    Errors are those of ``portray``.
+    """
+    return [
+        portray(
+            label,
+            subject.path,
+            subject.model,
+            subject.vocabulary,
+            subject.part,
+            validated_on=frozenset(
+                [
+                    validated_on(subject.checkpoint)
+                    or (subject.trained_on.fingerprint, subject.trained_on.train)
+                ]
+            ),
+        )
+        for label, subject in zip(labels([s.path for s in subjects]), subjects, strict=True)
+    ]
+
+
+def portray_inspected(
+    subject: Subject, part: Part, stretch: Stretch, inspection: Inspection
+) -> Portrait:
+    """Make the portrait of an inspected model; errors are those of ``portray``.
+
+    Args:
+        subject: the model.
+        part: the part of its text that was read.
+        stretch: the same text as the model's symbols.
+        inspection: its inspection; if no unit was named, the portrait shows the first one found.
+    """
+    if inspection.activation is None and inspection.units:
+        coloured = activation(subject.model, stretch, inspection.units[0].unit)
+        inspection = replace(inspection, activation=coloured)
+    (label,) = labels([subject.path])
+    return portray(label, subject.path, subject.model, subject.vocabulary, part, inspection)
+
+
+def portray_comparison(
+    comparison: Comparison,
+) -> tuple[list[Portrait], list[tuple[RunResult, tuple[Row, ...]]]]:
+    """Make the portrait of each cell's best run, inspected on what the cells are compared on.
+
+    This runs on the CPU, where ``charrnn inspect`` and ``charrnn sample`` give the same by default.
+
+    Args:
+        comparison: its outcome.
+
+    Returns:
+        The portraits, in the order of the cells; every run with its log.
+
+    Raises:
+        CharrnnError: a checkpoint, a log or the text is no longer usable.
+    """
+    portraits, scan_once = [], cache(scan)
+    for cell in comparison.cells:
+        path = Path(cell.best.run)
+        model, vocabulary, checkpoint = load_model(path, torch.device("cpu"))
+        plan = comparison.plan
+        part = recorded_part(
+            checkpoint, plan.compared_on, read=scan_once, moved=plan.compared_texts
+        )
+        training = checkpoint.record("training", TrainConfig)
+        inspection = _inspect_end(path, model, vocabulary, training, part)
+        # Runs may validate on different amounts of the text, as that depends on their speed.
+        runs_of = [read_description(find(Path(run.run))) for run in cell.runs]
+        on = frozenset(map(validated_on, runs_of))
+        portraits.append(portray(cell.cell.upper(), path, model, vocabulary, part, inspection, on))
+    runs = [run for cell in comparison.cells for run in cell.runs]
+    return portraits, [(run, _read_log(Path(run.run))) for run in runs]
+
+
+def _inspect_end(
+    path: Path, model: CharModel, vocabulary: Vocabulary, training: TrainConfig, part: Part
+) -> Inspection | None:
+    """Inspect a model on the end of a part; return None if the part is too short."""
+    if part.characters < LEAST_CHARACTERS:
+        return None
+    config = InspectConfig(only=("flow", "memory", "gates", "units"))
+    stretch = read_stretch(part.last(config.characters), vocabulary)
+    history = read_history(path, training)
+    return inspect(model, stretch, vocabulary, config, training, history=history)
+
+
+def _read_log(checkpoint: Path) -> tuple[Row, ...]:
+    """Return the log of the run that a checkpoint belongs to; empty where there is none.
+
+    Raises:
+        RunFolderError: it cannot be read, or one of its lines is not a row.
+    """
+    log = find(checkpoint).parent / LOG
+    return tuple(read_metrics(log)) if log.exists() else ()
+
+
+def read_history(checkpoint: Path, training: TrainConfig) -> Clipping | None:
+    """Return the gradient norms of a checkpoint's training; None where they were not logged.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+        RunFolderError: the log cannot be read, or one of its lines is not a row.
+    """
+    return clipping(_read_log(checkpoint), training)

@@ -1,0 +1,427 @@
+"""Build the report of a comparison, an evaluation or an inspection as a page.
+
+It holds tables, figures as inline SVG, samples and coloured text. The numbers come from the
+same records as the terminal's tables; ``page`` makes the HTML.
+
+Axis letter: T positions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from charrnn.analysis.flow import Reach
+from charrnn.config import InspectConfig
+from charrnn.inference.assessment import Assessment
+from charrnn.inference.evaluation import Scores
+from charrnn.nats import in_bits
+from charrnn.runs.comparison import Comparison, RunResult
+from charrnn.views import page
+from charrnn.views import score_words as words
+from charrnn.views.curves import LoggedRun, learning_section, other_texts, own_runs, per
+from charrnn.views.figures import (
+    PLAIN,
+    Dots,
+    Line,
+    dot_chart,
+    line_chart,
+    spaced,
+)
+from charrnn.views.inside import inside_sections
+from charrnn.views.inspection_words import enough_says
+from charrnn.views.page import Origin
+from charrnn.views.portrait import SAMPLE, Portrait, Row
+from charrnn.views.surprise import surprise, surprise_mark, surprise_ranges
+from charrnn.wording import counted, joined
+
+#: The most checkpoints that the title of a page names.
+MOST_NAMED = 5
+
+# The three pages -------------------------------------------------------------------------
+
+
+def comparison_page(
+    comparison: Comparison,
+    portraits: Sequence[Portrait],
+    logs: Sequence[tuple[RunResult, Sequence[Row]]],
+    origin: Origin,
+) -> str:
+    """Return the page of a comparison.
+
+    Args:
+        comparison: the results.
+        portraits: of each cell's best run, in the order of the comparison's cells.
+        logs: each run's result and its log.
+        origin: how the page was made.
+    """
+    plan, part = comparison.plan, words.scored_part(comparison.plan)
+    unit, in_bytes = _unit(portraits)
+    styles = {cell.cell: style for style, cell in enumerate(comparison.cells)}
+    runs = [LoggedRun(run.cell.upper(), styles[run.cell], log) for run, log in logs]
+    validated = comparison.cells[0].best.valid_nats_per_char is not None
+    chosen = "best run by validation" if validated else "first run"
+    sections = [
+        _result_section(comparison, unit),
+        learning_section(
+            runs,
+            ("Seeds of one cell share a line style; the first is named. " if plan.seeds > 1 else "")
+            + other_texts(portraits),
+            unit,
+        ),
+        *inside_sections(portraits, f"Each cell's {chosen}, on {_looked_at(portraits, part)}."),
+        _samples(portraits),
+        _excerpts(portraits, f"The beginning of the {part}"),
+    ]
+    text = ", ".join(Path(name).name for name in plan.texts) or "Python's own library"
+    name = text if len(plan.texts) < 2 else "several texts"
+    if plan.valid:
+        text += ", validated on " + ", ".join(Path(name).name for name in plan.valid)
+    title = f"{joined([cell.cell.upper() for cell in comparison.cells], 'and')} on {name}"
+    lead = _comparison_lead(comparison, unit) + in_bytes
+    return page.document("compare", title, lead, text, sections, origin)
+
+
+def _unit(portraits: Sequence[Portrait]) -> tuple[str, str]:
+    """Return the symbols that the models predict, and a sentence to add if they are bytes."""
+    if all(portrait.of_bytes for portrait in portraits):
+        return "byte", " The text is read as bytes: in figures and tables a character is a byte."
+    return "character", ""
+
+
+def _looked_at(portraits: Sequence[Portrait], part: str) -> str:
+    """Say how much of a part was inspected: of a long one only its end."""
+    seen = [one.inspection.characters for one in portraits if one.inspection is not None]
+    if seen and seen[0] == InspectConfig().characters:
+        return f"the last {seen[0]:,} characters of the {part}"
+    return f"the {part}"
+
+
+def _comparison_lead(comparison: Comparison, unit: str) -> str:
+    best = min(comparison.cells, key=lambda cell: cell.nats_per_char)
+    lead = (
+        f"{best.cell.upper()} predicts the {words.scored_part(comparison.plan)}"
+        f"{' best' if len(comparison.cells) > 1 else ''}: "
+        f"{best.nats_per_char:.4f} nats per {unit}, "
+        f"{in_bits(best.nats_per_char):.4f} bits."
+    )
+    if comparison.differences:
+        first = comparison.differences[0]
+        if comparison.plan.seeds == 1:
+            chance = "with one seed each"
+        else:
+            chance = "more than chance makes likely" if first.supported else "which may be chance"
+        lead += f" It is {words.ahead(first.nats)} nats ahead of {first.worse.upper()}, {chance}."
+    if worse := sum(run.is_worse_than_guessing for cell in comparison.cells for run in cell.runs):
+        lead += f" Worse than guessing: {counted(worse, 'run')}."
+    if comparison.failures:
+        lead += f" Left out: {counted(len(comparison.failures), 'run')} whose loss was not finite."
+    return lead
+
+
+def assessment_page(
+    assessments: Sequence[Assessment],
+    portraits: Sequence[Portrait],
+    text: str,
+    origin: Origin,
+) -> str:
+    """Return the page of an evaluation.
+
+    Args:
+        assessments: the models' scores.
+        portraits: of the same models, in the same order.
+        text: what was scored, in words.
+        origin: how the page was made.
+    """
+    labels = [portrait.label for portrait in portraits]
+    units = ["byte" if one.of_bytes else "character" for one in assessments]
+    differ = len({one.scores.characters for one in assessments}) > 1
+    unit = "byte" if differ or "byte" in units else "character"
+    runs = own_runs(portraits)
+    by_unit = {of: [run for run in runs if units[run.style] == of] for of in units}
+    sections = [
+        page.section(
+            "Scores",
+            page.figure(
+                [(f"Bits per {unit}", _score_chart(assessments, labels, unit))],
+                "What it takes to write the text down once the model is known, in bits per "
+                f"{unit}; further left is better."
+                + (" Per byte, since not all models count the same characters." if differ else ""),
+            ),
+            page.table(words.assessment_lines(assessments), words=2),
+            page.bullets(
+                f"{label}: the model {fact}"
+                for label, one in zip(labels, assessments, strict=True)
+                for fact in one.facts
+            ),
+            page.bullets(words.assessments_say(assessments)),
+        ),
+        *(_positions(assessments, labels, units, of) for of in by_unit),
+        *(
+            learning_section(drawn, other_texts([portraits[run.style] for run in drawn]), of)
+            for of, drawn in by_unit.items()
+        ),
+        _samples(portraits),
+        _excerpts(portraits, "The beginning of the text"),
+    ]
+    named = joined(labels, "and") if len(labels) <= MOST_NAMED else f"{len(labels)} checkpoints"
+    lead = _assessment_lead(assessments, labels)
+    return page.document("evaluate", f"Scores of {named}", lead, text, sections, origin)
+
+
+def _assessment_lead(assessments: Sequence[Assessment], labels: Sequence[str]) -> str:
+    # Bits per byte are comparable even if only some of the models predict bytes.
+    rows = _scored(assessments, labels)
+    _, scores, place = min(rows, key=lambda row: row[1].bits_per_byte)
+    best = assessments[place]
+    per_character = "" if best.of_bytes else f"{scores.bits_per_char:.4f} per character, "
+    how = " by dynamic evaluation" if scores is best.dynamic else ""
+    # Words first: a number directly after a right-to-left name would be displayed before it.
+    lead = (
+        f"{labels[place]}{how} needs {'the fewest bits: ' if len(rows) > 1 else ''}"
+        f"{scores.bits_per_byte:.4f} bits per byte, {per_character}"
+        f"perplexity {words.perplexity_figure(scores.perplexity)}."
+    )
+    beside = words.baseline_rows(assessments, labels)
+    cheapest = min(beside, key=lambda row: row.bits_per_byte, default=None)
+    if cheapest is None or cheapest.bits_per_byte >= scores.bits_per_byte:
+        return lead
+    name = cheapest.baseline.name if cheapest.baseline.of_text else cheapest.name
+    return (
+        f"{lead} Without a network, {name} needs fewer: {cheapest.bits_per_byte:.4f} bits per byte."
+    )
+
+
+def _scored(
+    assessments: Sequence[Assessment], labels: Sequence[str]
+) -> list[tuple[str, Scores, int]]:
+    """Return name, scores and model index of every scoring, those by dynamic evaluation too."""
+    return [
+        (label + more, scores, place)
+        for place, (one, label) in enumerate(zip(assessments, labels, strict=True))
+        for scores, more in ((one.scores, ""), (one.dynamic, ", dynamic"))
+        if scores is not None
+    ]
+
+
+def inspection_page(portrait: Portrait, text: str, origin: Origin) -> str:
+    """Return the page of an inspection.
+
+    Args:
+        portrait: of the inspected model.
+        text: what it was inspected on, in words.
+        origin: how the page was made.
+    """
+    unit, in_bytes = _unit([portrait])
+    sections = [
+        *inside_sections([portrait], ""),
+        learning_section(own_runs([portrait]), "", unit),
+        _samples([portrait]),
+        _excerpts([portrait], "The beginning of the inspected text"),
+    ]
+    title, lead = f"Inside {portrait.label}", _inspection_lead(portrait) + in_bytes
+    return page.document("inspect", title, lead, text, sections, origin)
+
+
+def _inspection_lead(portrait: Portrait) -> str:
+    shape, inspection = portrait.shape, portrait.inspection
+    assert inspection is not None
+    lead = (
+        f"{shape.cell.upper()} {shape.layers} x {shape.hidden}, inspected on "
+        f"{inspection.characters:,} characters."
+    )
+    if inspection.gradient_flow:
+        last = shape.layers
+        of_layer = f" of layer {last}" if last > 1 else ""
+        along = {"h": f"its state h{of_layer}", "c": "its memory c"}
+        reaches = [
+            r for r in inspection.gradient_flow[0].reaches if r.layer == last and r.state in along
+        ]
+        if all(r.size for r in reaches):
+            falls = [f"{_falls(r)} along {along[r.state]}" for r in reaches]
+            lead += f" The gradient {joined(falls, 'and')}."
+    if inspection.memory is not None:
+        lead += f" As context, {enough_says(inspection.memory)}."
+    return lead
+
+
+def _falls(reach: Reach) -> str:
+    """Say after how many characters a gradient stays under 1 %, if it does."""
+    lag, by_mean = reach.median_under_1_percent_at, reach.under_1_percent_at
+    mean = ""
+    if lag != by_mean:
+        mean = f" (the mean after {by_mean:,})" if by_mean is not None else " (the mean does not)"
+    if lag is None:
+        within = counted(reach.farthest, "character")
+        return f"does not stay under 1 % in the median within {within}{mean}"
+    return f"stays under 1 % in the median after {counted(lag, 'character')}{mean}"
+
+
+# Scores ----------------------------------------------------------------------------------
+
+
+def _result_section(comparison: Comparison, unit: str) -> str:
+    part, seeds = words.scored_part(comparison.plan), comparison.plan.seeds
+    predictions = counted(comparison.cells[0].best.characters, "prediction")
+    spread = (
+        f"The bar is the mean over {words.seeds_meant(comparison)}, hollow marks are single seeds."
+        if seeds > 1
+        else "With one seed each, how much of a difference is chance is not known."
+    )
+    return page.section(
+        "Result",
+        page.figure(
+            [(f"Loss on the {part}", _result_chart(comparison, unit))],
+            f"Nats per {unit} on the {predictions} of the {part}; further left is better. {spread}",
+        ),
+        page.table(words.comparison_lines(comparison), words=2),
+        page.bullets(words.comparison_says(comparison)),
+    )
+
+
+def _result_chart(comparison: Comparison, unit: str) -> str:
+    cells = comparison.cells
+    several = comparison.plan.seeds > 1
+    singles = [[run.nats_per_char for run in cell.runs] for cell in cells] if several else ()
+    means = [cell.nats_per_char for cell in cells]
+    dots = Dots("mean", means, style=range(len(cells)), around=singles)
+    return dot_chart(
+        "result",
+        "Loss of each cell",
+        [cell.cell.upper() for cell in cells],
+        [dots],
+        x_label=f"nats per {unit}",
+        form=".4f",
+    )
+
+
+def _score_chart(assessments: Sequence[Assessment], labels: Sequence[str], unit: str) -> str:
+    """Return the chart of the bits that models and baselines need.
+
+    Args:
+        assessments: of the models.
+        labels: the models' names.
+        unit: "character" or "byte": what the bits are counted per.
+    """
+    by_byte = unit == "byte"
+    rows = [
+        (name, scores.bits_per_byte if by_byte else scores.bits_per_char, style % PLAIN)
+        for name, scores, style in _scored(assessments, labels)
+    ]
+    drawn = set()
+    for row in words.baseline_rows(assessments, labels):
+        # Per byte, a compressor needs the same bits whichever the model.
+        once = by_byte and row.baseline.of_text
+        name = row.baseline.name if once else row.name
+        if not (once and name in drawn):
+            bits = row.bits_per_byte if by_byte else row.baseline.bits_per_char
+            rows.append((name, bits, PLAIN))
+            drawn.add(name)
+    names, values, styles = zip(*rows, strict=True)
+    return dot_chart(
+        "scores",
+        f"Bits per {unit} of each model and baseline",
+        names,
+        [Dots("bits", values, styles)],
+        x_label=f"bits per {unit}",
+        form=".4f",
+    )
+
+
+def _positions(
+    assessments: Sequence[Assessment], labels: Sequence[str], units: Sequence[str], unit: str
+) -> str:
+    """Return the section on the loss by position; an empty string if it was not asked for.
+
+    Args:
+        assessments: of the models.
+        labels: the models' names.
+        units: the symbols that each of them predicts.
+        unit: "character" or "byte": only the models that predict those are shown.
+    """
+    measured = [
+        (style, label, one.by_position)
+        for style, (one, label) in enumerate(zip(assessments, labels, strict=True))
+        if one.by_position is not None and units[style] == unit
+    ]
+    if not measured:
+        return ""
+    chart = line_chart(
+        f"positions-{unit}",
+        "Loss by position after a reset of the state",
+        [Line(label, *_grouped(scores.nats_T), style % PLAIN) for style, label, scores in measured],
+        x_label=f"{unit}s of context",
+        y_label=f"nats per {unit}",
+        x_log=True,
+    )
+    stretches = dict.fromkeys(words.stretches_say(scores) for _, _, scores in measured)
+    return page.section(
+        "Loss by position" + per(unit),
+        page.figure(
+            [("Loss against context", chart)],
+            f"What a {unit} costs, by the {unit}s read since the zero state; "
+            f"{' or '.join(stretches)} of text.",
+        ),
+        page.tables(
+            [(label, words.position_lines(scores)) for _, label, scores in measured], words=0
+        ),
+    )
+
+
+def _grouped(nats_T: NDArray[np.float64]) -> tuple[list[int], list[float]]:
+    """Return positions, from 1, and mean losses of groups equally wide on a logarithmic axis."""
+    edges = list(itertools.pairwise(spaced(len(nats_T) + 2)))
+    middles = [round(math.sqrt(first * (after - 1))) for first, after in edges]
+    return middles, [float(nats_T[first - 1 : after - 1].mean()) for first, after in edges]
+
+
+# Texts -----------------------------------------------------------------------------------
+
+
+def _samples(portraits: Sequence[Portrait]) -> str:
+    units = dict.fromkeys("bytes" if one.of_bytes else "characters" for one in portraits)
+    how = f"--length {SAMPLE.length} --temperature {SAMPLE.temperature:g} --seed {SAMPLE.seed}"
+    return page.section(
+        "Samples",
+        page.texts(
+            (one.label, page.plain(one.sample, f"Sample of {one.label}")) for one in portraits
+        ),
+        page.note(
+            f"What each model writes by itself, {SAMPLE.length} {' or '.join(units)} from an empty "
+            f"prompt, all from the same random numbers (charrnn sample RUN {how})."
+            if len(portraits) > 1
+            else f"What the model writes by itself (charrnn sample RUN {how})."
+        ),
+    )
+
+
+def _excerpts(portraits: Sequence[Portrait], what: str) -> str:
+    ranges = [(f"bits-{level}", bits) for level, bits in enumerate(surprise_ranges())]
+    return page.section(
+        "Surprise",
+        page.legend(ranges, "What each character costs, in bits: "),
+        page.texts((one.label, _excerpt(one)) for one in portraits),
+        page.note(
+            f"{what}, read from the zero state, so that the first characters are hard for every "
+            "model. Grey characters were foreseen; marked ones took the model by surprise."
+        ),
+    )
+
+
+def _excerpt(portrait: Portrait) -> str:
+    """Return an excerpt coloured by each character's loss, and its total in bits."""
+    pieces = [
+        (surprise_mark(c, nats) + c, f"bits-{surprise(nats)}") for c, nats in portrait.excerpt
+    ]
+    # A text's first byte is given, so a character made of that byte alone costs nothing.
+    (_, first), *_ = portrait.excerpt
+    priced = len(portrait.excerpt) - (first == 0)
+    bits = in_bits(sum(nats for _, nats in portrait.excerpt))
+    return page.coloured(pieces, f"Text as {portrait.label} sees it") + page.note(
+        f"{bits:,.0f} bits for {counted(priced, 'character')}, {bits / max(1, priced):.2f} each."
+    )

@@ -1,0 +1,245 @@
+"""Print scores as tables and coloured text in a terminal; write prices to a file.
+
+A character's price is its negative log-likelihood.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from rich.console import RenderableType
+from rich.segment import Segment, Segments
+from rich.table import Table
+from rich.text import Text
+
+from charrnn.disk import becoming, followed, refusals
+from charrnn.inference.assessment import Assessment
+from charrnn.inference.evaluation import Prices
+from charrnn.runs.comparison import Comparison
+from charrnn.text.corpus import Part
+from charrnn.text.decoding import BYTES
+from charrnn.views import score_words
+from charrnn.views.surprise import PricedText, surprise, surprise_mark, surprise_ranges
+from charrnn.views.terminal import Output, fits, plain_table, print_words
+from charrnn.wording import command_line, printable, shown
+
+#: How each level of ``surprise`` looks.
+STYLES = ("dim", "", "magenta", "bold red", "bold white on red")
+
+
+def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
+    """Print a table on stdout without cutting anything off.
+
+    If a terminal is too narrow for it, the table is transposed; if that is too wide as well, it
+    is split into tables of as many columns as fit.
+
+    Args:
+        lines: the head and the rows.
+        words: how many leading columns hold words; the others hold numbers.
+    """
+    wide = Output.wide()
+    columns = list(zip(*lines, strict=True))
+    rows, turned = plain_table(lines, words), plain_table(columns, 1)
+    if fits(rows):
+        wide.print(rows)
+    elif fits(turned):
+        wide.print(turned)
+    else:
+        for number, block in enumerate(_blocks(columns, words)):
+            if number:
+                wide.print()
+            wide.print(block)
+
+
+def _blocks(columns: Sequence[Sequence[str]], words: int) -> Iterator[Table]:
+    """Yield tables of as many columns as fit, each with the first column again."""
+    name, *rest = columns
+    while rest:
+        count = 1
+        for more in range(2, len(rest) + 1):
+            if not fits(_table([name, *rest[:more]], words)):
+                break
+            count = more
+        yield _table([name, *rest[:count]], words)
+        rest, words = rest[count:], min(words, 1) + max(0, words - 1 - count)
+
+
+def _table(columns: Sequence[Sequence[str]], words: int) -> Table:
+    return plain_table(list(zip(*columns, strict=True)), words)
+
+
+def print_assessments(assessments: Sequence[Assessment]) -> None:
+    """Print the scores of models and baselines, and the loss by position."""
+    print_table(score_words.assessment_lines(assessments), words=2)
+    for line in score_words.assessments_say(assessments):
+        print_words(line)
+    for one in assessments:
+        if one.by_position is not None:
+            print()
+            over = score_words.stretches_say(one.by_position)
+            print_words(
+                f"{shown(one.checkpoint)}: characters of context since the zero state, {over}"
+            )
+            print_table(score_words.position_lines(one.by_position), words=0)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """Print a comparison's results: a row per cell, then which differences are supported."""
+    print_table(score_words.comparison_lines(comparison), words=2)
+    print()
+    for line in score_words.comparison_says(comparison):
+        print_words(line)
+    best = min(comparison.cells, key=lambda cell: cell.nats_per_char).best.run
+    print_words(f"Sample from the best with: {command_line(['charrnn', 'sample', Path(best)])}")
+
+
+class PerCharacter:
+    """Writes the price of every character as a line of JSON, in a ``with`` block.
+
+    The file appears complete at the end of the block, or stays as it was if the block fails.
+
+    ``position`` counts from the text's first character, which is 0 and has no price; a model
+    of bytes writes ``byte`` instead of ``character``. A price that is not finite is null.
+
+    Args:
+        part: the text that is scored.
+        path: the file to write; a pipe or a device gets the lines as they come.
+        called: called with the path of the temporary file that is written first.
+
+    Raises:
+        CorpusError: the text changed while it was read; calls raise this, too.
+        RunFolderError: the file cannot be written; calls and the block's end raise this, too.
+    """
+
+    def __init__(
+        self, part: Part, path: Path, called: Callable[[Path], object] = lambda temporary: None
+    ) -> None:
+        self._codes = part.each_code()
+        next(self._codes)
+        self._path = path
+        self._bytes = part.corpus.encoding == BYTES
+        self._open = ExitStack()
+        with self._naming_the_file():
+            self._stream = self._open.enter_context(_written(path, called))
+
+    def __call__(self, stretch: Prices) -> None:
+        """Write a stretch's lines; stretches must come in order."""
+        rows = []
+        for position, nats in enumerate(stretch.nats_T.tolist(), start=stretch.position):
+            code = next(self._codes)
+            what = {"byte": code} if self._bytes else {"character": chr(code)}
+            price = round(nats, 6) if math.isfinite(nats) else None  # JSON has no NaN or infinity
+            row = {"position": position, **what, "nats": price}
+            rows.append(json.dumps(row, ensure_ascii=False) + "\n")
+        with self._naming_the_file():
+            self._stream.write("".join(rows).encode())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        """Give the file its name, or drop it if the block failed."""
+        if kind is not None:
+            with suppress(OSError):  # the block's own failure is what counts
+                self._open.__exit__(kind, *error)
+            return
+        with self._naming_the_file():
+            self._open.close()
+
+    def _naming_the_file(self) -> AbstractContextManager[None]:
+        # An error without a file's name would be reported as one of stdout.
+        return refusals(self._path, "cannot write the prices")
+
+
+@contextmanager
+def _written(path: Path, called: Callable[[Path], object]) -> Iterator[BinaryIO]:
+    """Yield a stream whose bytes become the file all at once; a pipe or a device gets them now."""
+    if path.exists() and not path.is_file():
+        with path.open("wb") as stream:
+            yield stream
+        return
+    # Replace a link's target, not the link.
+    with becoming(followed(path), called) as fd, os.fdopen(fd, "wb", closefd=False) as stream:
+        yield stream
+
+
+class SurpriseText:
+    """Prints a text on stdout, coloured by what each character costs.
+
+    Bytes are shown as the utf-8 characters they make up, each at the total price of its
+    bytes. Characters that could control the terminal are replaced. If there are colours, an
+    expensive line feed or accent gets a mark beside it, as neither can show a colour itself.
+
+    Args:
+        part: the text that is scored.
+        alone: whether the scores serve nothing else, so that a failure to print ends the scoring.
+
+    Raises:
+        CorpusError: the text changed while it was read; calls raise this, too.
+        OSError: it cannot be printed, and is alone; calls and the end raise this, too.
+    """
+
+    def __init__(self, part: Part, *, alone: bool = True) -> None:
+        self._text = PricedText(part)
+        self._console = Output(soft_wrap=True)
+        self._alone = alone
+        self.refused: OSError | None = None
+        """The error that ended the printing, if any."""
+        self._print(self._text.first())
+
+    def __call__(self, stretch: Prices) -> None:
+        """Print a stretch; stretches must come in order."""
+        self._print(self._text.priced(stretch))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        # After a signal nothing waits for the reader. If the block failed, its own error counts,
+        # not one of printing the end.
+        if kind is None or issubclass(kind, Exception):
+            with nullcontext() if kind is None else suppress(OSError):
+                self.close()
+
+    def close(self) -> None:
+        """Print the end: the legend of the colours, or on stderr how to get colours."""
+        if not self._console.has_colours:
+            self._write("\n")
+            with suppress(OSError):  # stderr need not have a reader
+                print_words(
+                    "the text is shown without colours here: FORCE_COLOR=1 keeps them, --per-char "
+                    "FILE writes each character's loss",
+                    stderr=True,
+                )
+            return
+        ranges = map(Text, surprise_ranges(), STYLES)
+        legend = Text("\n\nbits: ") + Text("  ").join(ranges)
+        self._write(legend, end="\n\n")
+
+    def _print(self, priced: Iterable[tuple[str, float]]) -> None:
+        # Segments, as a Text would turn tabs into spaces.
+        segments: list[Segment] = []
+        for character, cost in priced:
+            style = self._console.get_style(STYLES[surprise(cost)])
+            marked = surprise_mark(character, cost) if self._console.has_colours else ""
+            text, feed, _ = printable(marked + character).partition("\n")
+            segments.append(Segment(text, style))
+            if feed:  # a coloured line feed would colour the rest of the row
+                segments.append(Segment.line())
+        self._write(Segments(Segment.simplify(segments)), end="")
+
+    def _write(self, what: RenderableType, end: str = "\n") -> None:
+        if self.refused:
+            return
+        try:
+            self._console.print(what, end=end)
+        except OSError as error:
+            if self._alone:
+                raise
+            self.refused = error

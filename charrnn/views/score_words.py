@@ -1,0 +1,376 @@
+"""Put scores into the rows and sentences that a terminal and a page show."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from charrnn import recipe
+from charrnn.inference.assessment import After, Assessment
+from charrnn.inference.baselines import Baseline
+from charrnn.inference.evaluation import PositionScores, Scores
+from charrnn.nats import in_bits, perplexity
+from charrnn.runs.comparison import TOLERANCE, Comparison, Plan, resume_words
+from charrnn.text.vocabulary import MANY_UNKNOWN
+from charrnn.wording import command_line, counted, flag, joined, shown, significant
+
+COLUMNS = (
+    "checkpoint", "cell", "parameters", "characters", "unknown",
+    "nats/char", "bits/char", "bits/byte", "perplexity", "chars/s",
+)  # fmt: skip
+
+
+def stretches_say(scores: PositionScores) -> str:
+    """Say over how many stretches the loss at each position is averaged."""
+    return f"means of {scores.stretches:,} stretches" if scores.stretches > 1 else "one stretch"
+
+
+def assessment_lines(assessments: Sequence[Assessment]) -> list[Sequence[str]]:
+    """Return the table of scores and baselines: its head and its rows."""
+    lines: list[Sequence[str]] = [COLUMNS]
+    for one in assessments:
+        shape = one.shape
+        head = (
+            shown(one.checkpoint),
+            f"{shape.cell} {shape.layers}x{shape.hidden}",
+            f"{one.parameters:,}",
+            f"{one.scores.characters:,}",
+            f"{one.scores.unknown:,}",
+        )
+        lines.append([*head, *_figures(one.scores)])
+        if one.dynamic:
+            lines.append(["  dynamic evaluation", *head[1:], *_figures(one.dynamic)])
+    lines += [_baseline_line(row) for row in baseline_rows(assessments)]
+    return lines
+
+
+def assessments_say(assessments: Sequence[Assessment]) -> Iterator[str]:
+    """Yield what the table rests on, and the mean loss after a given text, if there is one."""
+    if len({one.scores.characters for one in assessments}) > 1:
+        of_bytes = dict.fromkeys(shown(one.checkpoint) for one in assessments if one.of_bytes)
+        yield (
+            f"{', '.join(of_bytes)}: a character is a byte; compare with the others by bits/byte"
+            if of_bytes
+            else "the models do not all count the same characters; compare them by bits/byte"
+        )
+    yield from _baselines_say(assessments)
+    yield from (_after_says(one, one.after) for one in assessments if one.after)
+
+
+def _after_says(one: Assessment, after: After) -> str:
+    checkpoint, how = shown(one.checkpoint), " by dynamic evaluation" if one.dynamic else ""
+    if not after.characters:
+        return f"{checkpoint}: {after.text!r} does not occur, or only at the end"
+    # A number directly after right-to-left text would be displayed before it.
+    return (
+        f"{checkpoint}: after {after.text!r} a character costs {after.nats_per_char:.4f} nats{how} "
+        f"(mean of {after.characters:,})"
+    )
+
+
+@dataclass(frozen=True)
+class BaselineRow:
+    """A baseline as a table or figure shows it."""
+
+    name: str
+    """Includes a model's name, or its unit, if not all models share the baseline."""
+    baseline: Baseline
+    scores: Scores
+    """A model's scores on the same characters."""
+    same: tuple[str, ...]
+    """The other models that share the baseline, if ``name`` includes a model's."""
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The baseline's loss in bits per byte."""
+        return self.baseline.bits_per_byte(self.scores)
+
+
+def baseline_rows(
+    assessments: Sequence[Assessment], names: Sequence[str] | None = None
+) -> list[BaselineRow]:
+    """Return the models' baselines, each once; its name says whose it is unless all share it.
+
+    Args:
+        assessments: of the models.
+        names: the models' names; None: those of their checkpoints.
+    """
+    of: dict[tuple[Baseline, int, int], list[int]] = {}
+    for place, one in enumerate(assessments):
+        for baseline in one.baselines:
+            key = (baseline, one.scores.characters, one.scores.bytes)
+            of.setdefault(key, []).append(place)
+    rows = []
+    for (baseline, _, _), places in of.items():
+        first, name = assessments[places[0]], baseline.name
+        same: list[str] = []
+        if len(places) < len(assessments):
+            if baseline.of_text:
+                name += f", per {'byte' if first.of_bytes else 'character'}"
+            else:
+                called = [names[p] if names else shown(assessments[p].checkpoint) for p in places]
+                owner, *same = dict.fromkeys(called)
+                name += f" ({owner})"
+        rows.append(BaselineRow(name, baseline, first.scores, tuple(same)))
+    return rows
+
+
+def _baselines_say(assessments: Sequence[Assessment]) -> list[str]:
+    """Return what each baseline is, and for which models if they differ in it."""
+    rows, lines = baseline_rows(assessments), []
+    for row in rows:
+        of_kind = [other for other in rows if other.baseline.name == row.baseline.name]
+        is_one = all(
+            other.baseline.about == row.baseline.about and not other.same for other in of_kind
+        )
+        name = row.baseline.name if is_one else row.name
+        same = f"; the same for {', '.join(row.same)}" if row.same else ""
+        lines.append(f"{name}: {row.baseline.about}{same}")
+    return list(dict.fromkeys(lines))
+
+
+def _figures(scores: Scores) -> list[str]:
+    return [
+        f"{scores.nats_per_char:.4f}",
+        f"{scores.bits_per_char:.4f}",
+        f"{scores.bits_per_byte:.4f}",
+        perplexity_figure(scores.perplexity),
+        f"{scores.chars_per_second:,.0f}",
+    ]
+
+
+def perplexity_figure(perplexity: float) -> str:
+    """Return a perplexity in figures; a large one needs no decimals.
+
+    >>> perplexity_figure(4.0511), perplexity_figure(2631.69), perplexity_figure(151636722.849)
+    ('4.051', '2,631.690', '151,636,723')
+    >>> perplexity_figure(1.5e144)
+    '1.500e+144'
+    """
+    if perplexity >= 1e12:
+        return f"{perplexity:.3e}"
+    return f"{perplexity:,.3f}" if perplexity < 10_000 else f"{perplexity:,.0f}"
+
+
+def _baseline_line(row: BaselineRow) -> list[str]:
+    """Return a baseline's row, on the characters that a model was scored on."""
+    baseline = row.baseline
+    return [
+        row.name,
+        *[""] * 2,
+        f"{row.scores.characters:,}",
+        "",
+        f"{baseline.nats_per_char:.4f}",
+        f"{baseline.bits_per_char:.4f}",
+        f"{row.bits_per_byte:.4f}",
+        perplexity_figure(perplexity(baseline.nats_per_char)),
+        "",
+    ]
+
+
+def position_lines(scores: PositionScores) -> list[list[str]]:
+    """Return the table of mean losses at 1, 2, 3 to 4, 5 to 8, ... characters after a reset."""
+    nats_T = scores.nats_T
+    places = [2**k for k in range(len(nats_T).bit_length())]
+    if places[-1] != len(nats_T):
+        places.append(len(nats_T))
+    lines = [["from", "to", "nats/char", "bits/char"]]
+    for first, last in itertools.pairwise([0, *places]):
+        nats = float(nats_T[first:last].mean())
+        lines.append([f"{first + 1:,}", f"{last:,}", f"{nats:.4f}", f"{in_bits(nats):.4f}"])
+    return lines
+
+
+def comparison_lines(comparison: Comparison) -> list[list[str]]:
+    """Return a comparison's table: its head, and a row per cell with the result first."""
+    several = comparison.plan.seeds > 1
+    lines = [[
+        "cell", "layers x width", "nats/char", *(["spread"] if several else []), "bits/char",
+        "perplexity", "valid nats", "parameters", "multiply-adds", "µs/char",
+        "seconds", "steps", "clipped",
+    ]]  # fmt: skip
+    for cell in comparison.cells:
+        one, row = cell.best, cell.to_dict()
+        valid = row["valid_nats_per_char"]
+        lines.append(
+            [
+                cell.cell,
+                f"{one.layers} x {one.hidden}",
+                f"{row['nats_per_char']:.4f}",
+                *(["-" if cell.spread is None else f"{cell.spread:.4f}"] if several else []),
+                f"{row['bits_per_char']:.4f}",
+                perplexity_figure(row["perplexity"]),
+                "-" if valid is None else f"{valid:.4f}",
+                f"{one.parameters:,}",
+                f"{one.multiply_adds:,}",
+                f"{1e6 / row['train_chars_per_second']:.1f}",
+                f"{row['seconds']:.0f}",
+                f"{row['steps']:,.0f}",
+                f"{row['clipped_steps']:,.0f}",
+            ]
+        )
+    return lines
+
+
+def scored_part(plan: Plan) -> str:
+    """Return the name of the part of the text that models are compared on."""
+    validated_on = "validation text" if plan.valid else "validation part"
+    return {"test": "test part", "valid": validated_on}[plan.compared_on]
+
+
+def comparison_says(comparison: Comparison) -> Iterator[str]:
+    """Yield what the table rests on, and which differences are more than chance."""
+    plan, unknown = comparison.plan, comparison.cells[0].best.unknown
+    yield _compared_how(comparison)
+    yield from _given_to_all(plan)
+    if unknown:
+        yield (
+            f"{unknown:,} of these characters {'is' if unknown == 1 else 'are'} not in the "
+            "vocabulary; each is charged as the unknown symbol and spelled out."
+        )
+    yield from _worse_than_guessing(comparison)
+    yield from _left_out(comparison)
+    if len(comparison.cells) < 2:
+        return
+    if plan.minutes is not None:
+        yield f"Equal time{_validating(comparison)}: a faster cell does more steps."
+    least = comparison.least_difference
+    if least is None and plan.seeds > 1:
+        yield "A cell with only one run left has no spread, so no difference is supported."
+        return
+    if least is None:
+        folder = Path(comparison.cells[0].best.run).parent
+        more = command_line([*resume_words(folder), "--seeds", "3"])
+        yield f"One seed has no spread; three show which differences are more than chance: {more}"
+        return
+    for pair in comparison.differences:
+        verdict = "supported" if pair.supported else "may be chance"
+        yield f"{pair.better} is {ahead(pair.nats)} nats ahead of {pair.worse}: {verdict}"
+    among = ", provided an F test finds that the cells differ" if len(comparison.cells) > 2 else ""
+    yield (
+        f"A difference above {ahead(least)} nats is called supported{among}: 95 % for all pairs "
+        "together, if the cells spread alike and the number of seeds was fixed beforehand "
+        "(Student's t; spread, the standard deviation over the seeds, is pooled over the cells). "
+        "Seeds vary weights and dropout, not the text: another text may rank the cells otherwise."
+    )
+
+
+def ahead(nats: float) -> str:
+    """Return a difference of losses in figures, readable however small it is.
+
+    >>> ahead(0.0123), ahead(0.0000123), ahead(0.0)
+    ('0.0123', '1.2e-05', '0.0000')
+    """
+    return significant(nats, 2) if 0 < nats < 0.0001 else f"{nats:.4f}"
+
+
+def seeds_meant(comparison: Comparison) -> str:
+    """Say over how many seeds a cell's mean is, if there are several."""
+    return f"{'up to ' if comparison.failures else ''}{comparison.plan.seeds} seeds"
+
+
+def _compared_how(comparison: Comparison) -> str:
+    """Say how the models were matched and trained, and on what their checkpoints were scored."""
+    plan, one = comparison.plan, comparison.cells[0].best
+    (budget,) = (
+        counted(value, name)
+        for name in ("minute", "epoch", "step")
+        if (value := getattr(plan, f"{name}s")) is not None
+    )
+    parameters = [cell.best.parameters for cell in comparison.cells]
+    apart = max(parameters) / min(parameters) - 1
+    matched = "parameters" if plan.match == "parameters" else "width"
+    if plan.match == "parameters" and apart > TOLERANCE:
+        matched += f" as nearly as widths allow, up to {100 * apart:.1f} % apart"
+    matched = f"Matched by {matched}; " if len(parameters) > 1 else ""
+    seeds = f"mean of {seeds_meant(comparison)}" if plan.seeds > 1 else "one seed"
+    predictions = counted(one.characters, "prediction")
+    chosen = (
+        "last checkpoint" if one.valid_nats_per_char is None else "best checkpoint by validation"
+    )
+    flattered = "" if plan.compared_on == "test" else ", which flatters it, as it was chosen there"
+    return (
+        f"{matched}{budget} a run, {seeds}; the {chosen}, on the {predictions} of the "
+        f"{scored_part(plan)}{flattered}; µs/char: training time in microseconds."
+    )
+
+
+def _worse_than_guessing(comparison: Comparison) -> Iterator[str]:
+    """Yield which runs are worse than guessing, although all their losses were finite."""
+    for cell in comparison.cells:
+        worse = [run for run in cell.runs if run.is_worse_than_guessing]
+        if not worse:
+            continue
+        one = worse[0]  # all are scored on the same predictions
+        why = (
+            "nothing was learned, so its figures say nothing about the cell; a lower --lr or more "
+            "time may help."
+        )
+        if (share := one.unknown / one.characters) > MANY_UNKNOWN:
+            why = (
+                f"{100 * share:.0f} % of these characters are unknown, which is what costs so "
+                "much; compare on text like the training text."
+            )
+        yield (
+            f"{cell.cell}, {_seeds([run.seed for run in worse])}: worse than guessing "
+            f"({one.uniform_nats:.3f} nats); {why}"
+        )
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    """Return seeds in words.
+
+    >>> _seeds([1]), _seeds([1, 2, 3])
+    ('seed 1', 'seeds 1, 2 and 3')
+    """
+    return f"seed{'s' if len(seeds) > 1 else ''} {joined(list(map(str, seeds)), 'and')}"
+
+
+def _left_out(comparison: Comparison) -> Iterator[str]:
+    """Yield which runs failed, and how many seeds are left of their cells."""
+    for cell in comparison.plan.cells:
+        seeds = [failure.seed for failure in comparison.failures if failure.cell == cell]
+        if not seeds:
+            continue
+        left = comparison.plan.seeds - len(seeds)
+        which = f", {_seeds(seeds)}," if left else ""
+        yield f"{cell}{which} is left out: a loss was not finite; a lower --lr may help." + (
+            f" Its figures come from {counted(left, 'seed')} only, which flatters it."
+            if left
+            else ""
+        )
+
+
+def _validating(comparison: Comparison) -> str:
+    """Say what share of the time validations took, if any."""
+    shares = [
+        round(100 * cell.mean("validation_seconds") / cell.mean("seconds"))
+        for cell in comparison.cells
+    ]
+    if not any(shares):
+        return ""
+    least, most = min(shares), max(shares)
+    share = f"{least} %" if least == most else f"{least} to {most} %"
+    return f", of which validations and the work after each took {share}"
+
+
+def _given_to_all(plan: Plan) -> Iterator[str]:
+    """Yield the settings that were given instead of chosen by rule, if there are any."""
+    rules = (
+        "optimiser", "lr", "weight_decay", "clip_norm", "dropout", "weight_drop", "dropout_masks",
+        "loss_temperature",
+    )  # fmt: skip
+    given = recipe.given({name: getattr(plan, name) for name in rules})
+    if given:
+        words = (
+            f"{flag(name)} {value if isinstance(value, str) else f'{value:g}'}"
+            for name, value in given.items()
+        )
+        own = (
+            "; the rate of the other weights keeps each cell's ratio to it"
+            if plan.lr is not None and plan.optimiser in (None, "muon") and len(plan.cells) > 1
+            else ""
+        )
+        yield f"Every run was given {' '.join(words)}{own}."
