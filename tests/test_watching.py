@@ -73,9 +73,8 @@ def display(monkeypatch: pytest.MonkeyPatch) -> Refusing:
     """Return the display that opens unless the command is quiet."""
     one = Refusing()
     monkeypatch.setattr(watching, "open_display", lambda quiet, **_: Display() if quiet else one)
-    monkeypatch.setattr(
-        "charrnn.commands.outcome._forget_output", lambda: None
-    )  # stdout is no file here
+    # Stdout is no file here.
+    monkeypatch.setattr("charrnn.commands.outcome._forget_output", lambda: None)
     return one
 
 

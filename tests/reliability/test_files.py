@@ -81,9 +81,8 @@ def test_a_training_goes_on_from_the_one_before(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch, promise: Promise
 ) -> None:
     """The command names the checkpoint it takes, and ends as if nothing had been damaged."""
-    monkeypatch.setattr(
-        charrnn.runs.training, "SAVE_SHARE", math.inf
-    )  # save after every validation
+    # Save after every validation.
+    monkeypatch.setattr(charrnn.runs.training, "SAVE_SHARE", math.inf)
     monkeypatch.setattr(charrnn.runs.training, "SHOWN_LENGTH", 3)
     expected = whole_state(straight(tmp_path / "straight", tale))
     run = tmp_path / "run"

@@ -182,9 +182,8 @@ def test_a_training_on_a_disk_that_fills_up(
     tiny_disk: Path, tale: Path, promise: Promise, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The disk fills while the command writes ``best``, or while it writes ``last``."""
-    monkeypatch.setattr(
-        charrnn.runs.training, "SAVE_SHARE", math.inf
-    )  # save after every validation
+    # Save after every validation.
+    monkeypatch.setattr(charrnn.runs.training, "SAVE_SHARE", math.inf)
     words = ["--steps", 30, "--hidden", 8, "--batch-size", 3, "--bptt", 7, "--validate-every", 6]
 
     def train(name: str, *more: object) -> tuple[int, str]:
