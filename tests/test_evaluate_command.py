@@ -657,9 +657,8 @@ class TestEvaluate:
     def test_exact_and_default_agree(
         self, cli: Cli, trained: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(
-            "charrnn.inference.evaluation.SHORTEST_LANE", 300
-        )  # the default has 20 lanes
+        # By default there are 20 lanes.
+        monkeypatch.setattr("charrnn.inference.evaluation.SHORTEST_LANE", 300)
         monkeypatch.setattr("charrnn.inference.evaluation.WARM_UP", 9)  # too short to forget all
         results = [
             json.loads(cli("evaluate", trained, "--text", prose, "--json", *options).out)[0]
