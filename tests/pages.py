@@ -19,7 +19,8 @@ from charrnn.analysis.norms import Clipping, Period
 from charrnn.config import ModelConfig
 from charrnn.inference.assessment import Assessment
 from charrnn.inference.evaluation import Scores
-from charrnn.runs.comparison import Comparison, Plan
+from charrnn.runs.comparison import Comparison
+from charrnn.runs.comparison_plan import Plan
 from charrnn.views.page import Origin
 from charrnn.views.portrait import Portrait
 from charrnn.views.report import comparison_page

@@ -27,7 +27,7 @@ from charrnn.config import TextChoices
 from charrnn.errors import UsageError
 from charrnn.inference.evaluation import score
 from charrnn.runs import training
-from charrnn.runs.comparison import Plan
+from charrnn.runs.comparison_plan import Plan
 from tests.conftest import (
     ENVIRONMENT,
     PATIENCE,
@@ -767,7 +767,7 @@ def test_every_option_of_a_training_reaches_what_it_is_trained_by(
 
     monkeypatch.setattr(recipe, "refuse_nonsense", stop)
     monkeypatch.setattr("charrnn.commands.train.TextChoices", Text)
-    monkeypatch.setattr("charrnn.runs.comparison.Plan", Planned)
+    monkeypatch.setattr("charrnn.runs.comparison_plan.Plan", Planned)
     named = {"optimiser": "sgd", "precision": "bf16", "match": "hidden", "encoding": "auto"}
     value = named.get(option.name, 2)
     words = (option.opts[-1],) if option.is_flag else (option.opts[-1], value)

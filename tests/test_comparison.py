@@ -28,21 +28,12 @@ from charrnn.inference.evaluation import Scores, score
 from charrnn.network.cells import CELLS
 from charrnn.network.model import CharModel
 from charrnn.network.update import window_loss
-from charrnn.runs.comparing import RunStarted, _unequal_minutes, compare, matched_hidden, shapes
-from charrnn.runs.comparison import (
-    STUDENT,
-    TOLERANCE,
-    CellResult,
-    Comparison,
-    Plan,
-    RunFailure,
-    RunResult,
-    open_plan,
-    read_result,
-    read_results,
-    refuse_comparison,
-)
+from charrnn.runs.comparing import RunStarted, _unequal_minutes, compare
+from charrnn.runs.comparison import STUDENT, CellResult, Comparison, RunFailure, RunResult
+from charrnn.runs.comparison_folder import open_plan, read_result, read_results, refuse_comparison
+from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.events import Finished
+from charrnn.runs.matching import TOLERANCE, matched_hidden, shapes
 from charrnn.storage.checkpoint import Checkpoint, load, read_description, save
 from charrnn.storage.metrics import read_metrics
 from charrnn.storage.reading import TextRecord

@@ -20,7 +20,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
 from charrnn.errors import UsageError
-from charrnn.runs.comparison import Plan
+from charrnn.runs.comparison_plan import Plan
 from charrnn.storage.checkpoint import load, save
 from tests.conftest import Cli, make_prose, run_cli, run_unread
 from tests.pages import check, contrast

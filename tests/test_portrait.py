@@ -23,7 +23,8 @@ from charrnn.inference.evaluation import Prices, prices
 from charrnn.inference.sampling import Piece
 from charrnn.network.model import CharModel
 from charrnn.runs.comparing import compare
-from charrnn.runs.comparison import Comparison, Plan, RunResult
+from charrnn.runs.comparison import Comparison, RunResult
+from charrnn.runs.comparison_plan import Plan
 from charrnn.storage.metrics import read_metrics
 from charrnn.storage.reading import recorded_part
 from charrnn.storage.trained import load_model

@@ -22,7 +22,8 @@ from charrnn.errors import CharrnnError, NonFiniteError
 from charrnn.inference.assessment import After, Assessment, refuse_non_finite
 from charrnn.inference.baselines import Baseline
 from charrnn.inference.evaluation import PositionScores, Prices, Scores
-from charrnn.runs.comparison import CellResult, Comparison, Plan, RunFailure
+from charrnn.runs.comparison import CellResult, Comparison, RunFailure
+from charrnn.runs.comparison_plan import Plan
 from charrnn.views.score_view import STYLES, PerCharacter, SurpriseText, print_assessments
 from charrnn.views.score_words import (
     COLUMNS,

@@ -19,7 +19,7 @@ import typer
 from charrnn import __version__
 from charrnn.cli import app
 from charrnn.errors import CheckpointError
-from charrnn.runs.comparison import Plan
+from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.status import read_status
 from charrnn.storage.checkpoint import BEST, LAST, load, save
 from charrnn.text.files import PLAN

@@ -28,7 +28,7 @@ from charrnn.wording import command_line, counted, duration
 if TYPE_CHECKING:
     import torch
 
-    from charrnn.runs.comparison import Plan
+    from charrnn.runs.comparison_plan import Plan
 
 
 #: title -> flags: how the help groups the options.
@@ -155,7 +155,8 @@ def compare(
     The page of --report is made when all runs are done. For a comparison that is finished already,
     --resume makes it without training anything.
     """
-    from charrnn.runs.comparison import Plan, name_moved, read_results, resume_words, take_up
+    from charrnn.runs.comparison_folder import name_moved, read_results, resume_words, take_up
+    from charrnn.runs.comparison_plan import Plan
 
     given = options.fields_given(context, Plan, but=("texts", "valid", "device"))
     if cell:

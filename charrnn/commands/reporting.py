@@ -26,7 +26,7 @@ from charrnn.wording import shown
 if TYPE_CHECKING:
     import torch
 
-    from charrnn.runs.comparison import Plan
+    from charrnn.runs.comparison_plan import Plan
     from charrnn.views.page import Origin
 
 

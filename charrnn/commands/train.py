@@ -217,7 +217,7 @@ def train(
         import_numpy()
         from charrnn.commands.watching import watch_run
         from charrnn.compute.device import choose_device
-        from charrnn.runs.comparison import refuse_comparison
+        from charrnn.runs.comparison_folder import refuse_comparison
         from charrnn.runs.resuming import resume as resume_run
         from charrnn.runs.starting import start as start_run
         from charrnn.storage.reading import refuse_text_within

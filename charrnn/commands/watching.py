@@ -22,7 +22,8 @@ from charrnn.inference.baselines import Baseline
 from charrnn.inference.baselines import baselines as price_baselines
 from charrnn.inference.evaluation import Prices
 from charrnn.runs.comparing import RunStarted, compare
-from charrnn.runs.comparison import Comparison, Plan, RunFailure, RunResult
+from charrnn.runs.comparison import Comparison, RunFailure, RunResult
+from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.events import Event, Finished
 from charrnn.runs.run import Run
 from charrnn.runs.subject import Subject

@@ -1,10 +1,7 @@
 """A comparison's runs: several cells with the same text, budget and order of data.
 
 Everything but the cell is equal: the split, the vocabulary, the lanes and windows in
-which the text is read, the number of layers, the embedding. Widths are equal too, or are
-solved for so that all models have the same number of parameters. Learning rates, weight
-decay, dropout and its masks, weight drop and loss temperature follow each cell's recipe
-where they are not given. Each cell is trained from several seeds, so that a difference
+which the text is read. Each cell is trained from several seeds, so that a difference
 can be compared with the spread due to chance.
 """
 
@@ -13,20 +10,18 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from bisect import bisect_left
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from charrnn import recipe
 from charrnn.compute.device import multiplies_bf16, recurs_in_bf16
 from charrnn.compute.machine import processor, worker
-from charrnn.config import LARGEST_SIZE, CellName, ModelConfig
+from charrnn.config import ModelConfig
 from charrnn.disk import write_json
 from charrnn.errors import (
     CheckpointError,
@@ -37,17 +32,11 @@ from charrnn.errors import (
 )
 from charrnn.inference.baselines import uniform_nats
 from charrnn.inference.evaluation import Interrupted, Scores, run_once, score
-from charrnn.runs.comparison import (
-    TEXTS,
-    TOLERANCE,
-    Plan,
-    RunFailure,
-    RunResult,
-    name_moved,
-    read_result,
-    read_results,
-)
+from charrnn.runs.comparison import RunFailure, RunResult
+from charrnn.runs.comparison_folder import TEXTS, name_moved, read_result, read_results
+from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.events import Event, Finished
+from charrnn.runs.matching import shapes, sizes
 from charrnn.runs.resuming import resume
 from charrnn.runs.run import Run
 from charrnn.runs.starting import start
@@ -66,88 +55,6 @@ from charrnn.text.corpus import Part, scan
 from charrnn.text.files import LOCK, LOG, PLAN, RESULT, embedded_corpus
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import joined, shown
-
-#: The cell whose recipe gives the numbers that all cells share.
-REFERENCE: CellName = "lstm"
-
-
-# Shapes ------------------------------------------------------------------------------
-
-
-def matched_hidden(shape: ModelConfig, parameters: int, multiple: int = 1) -> int:
-    """Return the width at which a model comes closest to a number of parameters.
-
-    Args:
-        shape: the model's, whose width does not matter.
-        parameters: the number wanted.
-        multiple: the width is a multiple of this.
-    """
-
-    def off(times: int) -> int:
-        return recipe.parameter_count(replace(shape, hidden=times * multiple)) - parameters
-
-    # Parameters grow with the width: bisect for where they pass the number wanted.
-    high, most = 2, LARGEST_SIZE // multiple
-    while off(high) < 0 and high < most:
-        high = min(2 * high, most)
-    at = bisect_left(range(high), 0, lo=2, key=off)
-    return multiple * min((at - 1, at), key=lambda times: abs(off(times)))
-
-
-def shapes(
-    plan: Plan, *, vocabulary: int, characters: int, device: str, bf16: bool = False
-) -> tuple[dict[CellName, ModelConfig], dict[str, Any], list[str]]:
-    """Return every cell's shape, and the training numbers that all cells share.
-
-    Args:
-        plan: what is compared.
-        vocabulary: V.
-        characters: length of the training part.
-        device: "cpu", "cuda" or "mps".
-        bf16: whether the device is good at recurrences in bf16 (``device.recurs_in_bf16``).
-
-    Returns:
-        The shapes; lanes, window and precision; notes for the user, mainly on what could not be
-        matched.
-    """
-    choose = partial(
-        recipe.choose, vocabulary=vocabulary, characters=characters, device=device, bf16=bf16
-    )
-    reference, training = choose(plan.choices(REFERENCE))
-    wished = recipe.parameter_count(reference)
-    is_gpu = device == "cuda" and training.precision == "bf16"
-    found: dict[CellName, ModelConfig] = {}
-    notes = []
-    for cell in plan.cells:
-        shape, _ = choose(plan.choices(cell, **_sizes(reference)))
-        if plan.match == "parameters" and cell != REFERENCE:
-            for multiple in (recipe.GPU_MULTIPLE, 1) if is_gpu else (1,):
-                shape = replace(shape, hidden=matched_hidden(shape, wished, multiple))
-                off = recipe.parameter_count(shape) / wished - 1
-                if abs(off) <= TOLERANCE:
-                    break
-            else:
-                notes.append(
-                    f"{cell}: {100 * abs(off):.1f} % {'more' if off > 0 else 'fewer'} parameters "
-                    f"than the {REFERENCE}; no width comes closer: give a larger --hidden"
-                )
-        found[cell] = shape
-    if plan.hidden is not None and plan.match == "parameters" and REFERENCE not in found:
-        widths = ", ".join(f"{cell} {shape.hidden}" for cell, shape in found.items())
-        notes.append(
-            f"--hidden {plan.hidden} is the {REFERENCE}'s, to whose parameters widths are matched: "
-            f"{widths} units"
-        )
-    shared = {name: getattr(training, name) for name in ("batch_size", "bptt", "precision")}
-    return found, shared, notes
-
-
-def _sizes(shape: ModelConfig) -> dict[str, int]:
-    """Return the sizes of a shape that a run is given."""
-    return {"layers": shape.layers, "hidden": shape.hidden, "embedding": shape.embedding}
-
-
-# The runs ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -234,7 +141,7 @@ def compare(
             _refuse_another_shape(path, result.layers, result.hidden, result.parameters, shape)
             yield result
             continue
-        choices = plan.choices(cell, seed, **_sizes(shape))
+        choices = plan.choices(cell, seed, **sizes(shape))
         choices = replace(choices, training={**choices.training, **training})
         with _open_run(path, choices, plan, shape, device, command) as run:
             if plan != kept:

@@ -14,7 +14,7 @@ import torch
 
 from charrnn.config import TrainConfig
 from charrnn.errors import CheckpointError, RunFolderError
-from charrnn.runs.comparison import comparison_of, resume_words
+from charrnn.runs.comparison_folder import comparison_of, resume_words
 from charrnn.runs.run import Progress, RunSummary, resume_command
 from charrnn.storage.checkpoint import find
 from charrnn.storage.reading import TextRecord

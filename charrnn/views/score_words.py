@@ -12,7 +12,10 @@ from charrnn.inference.assessment import After, Assessment
 from charrnn.inference.baselines import Baseline
 from charrnn.inference.evaluation import PositionScores, Scores
 from charrnn.nats import in_bits, perplexity
-from charrnn.runs.comparison import TOLERANCE, Comparison, Plan, resume_words
+from charrnn.runs.comparison import Comparison
+from charrnn.runs.comparison_folder import resume_words
+from charrnn.runs.comparison_plan import Plan
+from charrnn.runs.matching import TOLERANCE
 from charrnn.text.vocabulary import MANY_UNKNOWN
 from charrnn.wording import command_line, counted, flag, joined, shown, significant
 
