@@ -1,8 +1,8 @@
 """A comparison's runs: several cells with the same text, budget and order of data.
 
 Everything but the cell is equal: the split, the vocabulary, the lanes and windows in
-which the text is read. Each cell is trained from several seeds, so that a difference
-can be compared with the spread due to chance.
+which the text is read. ``matching`` gives the models' shapes. Each cell is trained from
+several seeds, so that a difference can be compared with the spread due to chance.
 """
 
 from __future__ import annotations
