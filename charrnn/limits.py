@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-#: Parameters of glibc's ``mallopt`` (malloc.h), and the largest values that they take.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MOST_TRIM, MOST_MMAP = 2**31 - 1, 2**25
+#: Parameters of glibc's ``mallopt`` (malloc.h), and the largest value that it takes.
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+MOST_TRIM = 2**31 - 1
 
 
 def memory_bytes(root: Path = Path("/")) -> int:
@@ -100,7 +100,7 @@ def _whole(word: str) -> int | None:
 
 
 def keep_freed_memory() -> bool:
-    """Make the C library keep freed blocks of up to 32 MiB for the next allocations.
+    """Make the C library keep freed blocks of any size for the next allocations.
 
     An update frees all that it allocated, and the next one allocates the same again. The kernel
     clears memory that it got back and gives out again, page by page: with a large vocabulary, or
@@ -115,11 +115,8 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    # Set both: setting one alone would stop glibc from adapting the other.
-    return all(
-        mallopt(number, value)
-        for number, value in ((M_MMAP_THRESHOLD, MOST_MMAP), (M_TRIM_THRESHOLD, MOST_TRIM))
-    )
+    # A block that is a mapping of its own goes back when it is freed; so there are to be none.
+    return all(mallopt(*setting) for setting in ((M_TRIM_THRESHOLD, MOST_TRIM), (M_MMAP_MAX, 0)))
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:
