@@ -38,7 +38,7 @@ from benchmarks.common import (
     write_results,
 )
 from charrnn.compute.device import multiplies_bf16
-from charrnn.compute.loops import beats_onednn_lstm
+from charrnn.compute.loops import has_lstm_loop
 from charrnn.compute.machine import machine
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.inference.evaluation import score
@@ -244,12 +244,12 @@ def window_multiply_adds(
     """Return the multiply-adds of a window's matrix products, ours and torch.nn's.
 
     On a CPU, charrnn multiplies W of the lowest layer by each symbol once per window instead of
-    by each character, except where it runs oneDNN's LSTM because that is faster. All symbols
-    are taken to occur in every window.
+    by each character, except where an LSTM has no compiled loop and is torch's. All symbols are
+    taken to occur in every window.
     """
     model, characters = outline(our_numbers(cell, size)[0]), size.lanes * size.steps
     whole = characters * model.multiply_adds()
-    looks_up = cell != "lstm" or beats_onednn_lstm(dtype, size.hidden, shared=True, learns=True)
+    looks_up = cell != "lstm" or has_lstm_loop(dtype)
     repeated = characters - size.vocabulary if size.device == "cpu" and looks_up else 0
     ours = whole - repeated * model.layers()[0].weight_input.numel()
     return {(cell, "charrnn"): ours, (cell, "torch.nn"): whole}

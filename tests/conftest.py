@@ -26,7 +26,7 @@ import hypothesis
 import pytest
 import torch
 
-from charrnn.compute import compiler
+from charrnn.compute import compiler, native
 from charrnn.compute.device import has_capability
 from charrnn.config import CELL_NAMES, CellName
 from charrnn.errors import CharrnnError, RunFolderError
@@ -215,6 +215,15 @@ def skip_without(machine: str) -> None:
         pytest.skip(f"the processor has no {needs}")
     if not compiles(f"-march={machine}"):
         pytest.skip("no C compiler with OpenMP that knows it")
+
+
+@cache
+def loops_for(machine: str, *, tiles: bool = True) -> native.Loops:
+    """Return loops compiled for ``-march=machine``, or skip the test if they cannot run here."""
+    skip_without(machine)
+    loops = compiler.compile_library(native.Loops, compiler.find_compiler(), machine, tiles=tiles)
+    assert isinstance(loops, native.Loops), loops
+    return loops
 
 
 @cache

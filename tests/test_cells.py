@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 from unittest import mock
 
 import pytest
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from charrnn.compute import compiler, kernels, native
+from charrnn.compute import kernels, native
 from charrnn.compute.kernels import dropout
 from charrnn.config import CELL_NAMES, CellName
 from charrnn.network import cells
 from charrnn.network.cells import CELLS, Cell, State, allow_tensor_cores
-from tests.conftest import skip_without
+from tests.conftest import loops_for
 
 T, B, E, H = 7, 3, 5, 4
 
@@ -146,7 +145,7 @@ def test_torch_s_operators_equal_the_naive_loop(
     name: CellName, shared: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other devices than a CPU use torch's operators; here the CPU does too."""
-    for own in ("_has_own_loop", "beats_onednn_lstm"):
+    for own in ("_has_own_loop", "has_lstm_loop"):
         monkeypatch.setattr(cells, own, lambda *_, **__: False)
     cell = make_cell(name)
     x, state, which = make_shared(cell, shared)
@@ -173,7 +172,7 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         return
     compiled = loops_for(name.split()[0], tiles=name != "native without tiles")
     monkeypatch.setattr(native, "loops", lambda: compiled)
-    monkeypatch.setattr(cells, "beats_onednn_lstm", lambda dtype, *_, **__: dtype != torch.float64)
+    monkeypatch.setattr(cells, "has_lstm_loop", lambda dtype: dtype != torch.float64)
 
 
 #: Float64, and float32 in the compiled loops; needs ``usefixtures("engine")``.
@@ -184,17 +183,6 @@ each_type = pytest.mark.parametrize(
 )
 #: How much the same arithmetic may differ in another order.
 ROUNDING = {torch.float64: 1e-12, torch.float32: 3e-6}
-
-
-@cache
-def loops_for(machine: str, *, tiles: bool) -> native.Loops:
-    """Return compiled loops, or skip the test if they cannot be compiled or run here."""
-    skip_without(machine)
-    compiled = compiler.compile_library(
-        native.Loops, compiler.find_compiler(), machine, tiles=tiles
-    )
-    assert isinstance(compiled, native.Loops), compiled
-    return compiled
 
 
 # Widths below and above the size from which the recurrent weights are packed; lanes for

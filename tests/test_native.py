@@ -20,12 +20,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn.compute import compiler, loops, native, steps
+from charrnn.compute import compiler, native, steps
 from charrnn.compute.compiler import compile_library
 from charrnn.compute.device import multiplies_bf16
-from charrnn.compute.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
+from charrnn.compute.loops import has_lstm_loop, run_gru, run_lstm, run_rnn
 from charrnn.compute.trials import Fastest
-from tests.conftest import Cli, compiles
+from tests.conftest import Cli, compiles, loops_for
 
 T, B, H = 9, 23, 37
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
@@ -83,6 +83,34 @@ def test_threads_change_no_bit(
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
 
 
+@pytest.mark.parametrize("machine", ["native", "x86-64-v2", "x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize(
+    ("outputs", "inputs"),
+    [(37, 71), (5, 3), (64, 192)],
+    ids=["edges", "less than a tile", "whole tiles"],
+)
+def test_a_weight_gradient_is_the_product_on_any_number_of_threads(
+    machine: str, outputs: int, inputs: int
+) -> None:
+    """A core's cache holds 256 rows at a time; here are 3, 256 and 603."""
+    library = loops_for(machine)
+    torch.manual_seed(5)
+    threads = torch.get_num_threads()
+    try:
+        for steps, lanes in ((1, 3), (64, 4), (201, 3)):
+            d_TBN, x_TBK = torch.randn(steps, lanes, outputs), torch.randn(steps, lanes, inputs)
+            slow = torch.einsum("tbn,tbk->nk", d_TBN.double(), x_TBK.double())
+            for number in (1, 2, 3, 5):
+                torch.set_num_threads(number)
+                ours = library.weight_gradient(d_TBN, x_TBK)
+                torch.testing.assert_close(ours.double(), slow, rtol=0, atol=1e-4)
+                if number == 1:
+                    alone = ours
+                assert torch.equal(ours, alone)
+    finally:
+        torch.set_num_threads(threads)
+
+
 @needs_compiler
 def test_each_cell_has_its_own_fastest_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials of an LSTM say nothing about a GRU of the same width."""
@@ -119,31 +147,21 @@ def test_c_is_told_how_many_threads_there_are(
     calls = [
         (name, *(size.value for size in call[:2]))
         for name, call, _ in library.mock_calls
-        if name != "sum_rows"
+        if name == "forward" or name.endswith("backward")
     ]
     assert calls == [(name, *way) for way in expected for name in ("forward", f"{cell}_backward")]
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    ("avx512", "maker"), [(True, "AuthenticAMD"), (True, "GenuineIntel"), (False, "AuthenticAMD")]
-)
-@pytest.mark.parametrize("shared", [True, False])
-def test_an_lstm_runs_here_where_that_is_faster(
-    monkeypatch: pytest.MonkeyPatch, avx512: bool, maker: str, shared: bool
+def test_an_lstm_runs_here_where_there_is_a_loop_for_its_type(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(loops, "has_capability", lambda _: avx512)
-    monkeypatch.setattr(loops, "vendor", lambda: maker)
-    wide, narrow = torch.float32, torch.bfloat16
-    learning = partial(beats_onednn_lstm, shared=shared, learns=True)
-    assert learning(wide, 256) == (shared or not avx512 or maker == "GenuineIntel")
-    assert learning(wide, 257)
-    assert not learning(torch.float64, 512)
-    assert learning(narrow, 128) == multiplies_bf16(torch.device("cpu"))
-    assert beats_onednn_lstm(wide, 128, shared=shared, learns=False)
+    assert has_lstm_loop(torch.float32)
+    assert not has_lstm_loop(torch.float64)
+    assert has_lstm_loop(torch.bfloat16) == multiplies_bf16(torch.device("cpu"))
     monkeypatch.setattr(native, "loops", lambda: None)
-    assert not learning(wide, 257)
-    assert not learning(narrow, 257)
+    assert not has_lstm_loop(torch.float32)
+    assert not has_lstm_loop(torch.bfloat16)
 
 
 @needs_compiler

@@ -2,7 +2,7 @@
 
 torch's LSTM on a CPU is one fused oneDNN primitive; its RNN and GRU are loops of small
 operators, so a GRU, with three quarters of an LSTM's products, takes twice as long.
-The loops here are faster (the LSTM's only where ``beats_onednn_lstm``):
+The loops here are faster (the LSTM's is, too, where ``has_lstm_loop``):
 
 - the input product is computed before the loop, once for each distinct input: a window of
   2,048 characters has some 60 of them. The gradient of the recurrent weights is one large
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charrnn.compute import native
-from charrnn.compute.device import has_capability, multiplies_bf16, vendor
+from charrnn.compute.device import multiplies_bf16
 from charrnn.compute.kernels import (
     needs_gradient,
     refuse_second_derivative,
@@ -57,34 +57,19 @@ def run_rnn(
     return result
 
 
-_FEW_UNITS = 256
-"""Most units with which oneDNN's LSTM may be faster."""
+def has_lstm_loop(dtype: torch.dtype) -> bool:
+    """Return whether ``run_lstm`` is available on this CPU for inputs of a type.
 
-
-def beats_onednn_lstm(dtype: torch.dtype, hidden: int, *, shared: bool, learns: bool) -> bool:
-    """Return whether ``run_lstm`` is available on this CPU and better than oneDNN's LSTM.
-
-    It is better in bf16, most of all with AMX, which oneDNN's LSTM does not use in training; in
-    wide layers; where time steps share inputs, because oneDNN computes the input product for every
-    step; without AVX-512; and on Intel's processors. Otherwise oneDNN's is used: on a quiet machine
-    it can be a few per cent faster. On a busy one its threads wait for each other at every time
-    step, which costs half of its speed, and with few lanes nearly all of it: so it is never used
-    for scoring (docs/diary.md).
-
-    Args:
-        dtype: the inputs' type.
-        hidden: the layer's units.
-        shared: whether time steps share their inputs.
-        learns: whether there will be a backward pass.
+    Where it is, it is better than oneDNN's LSTM: in bf16, most of all with AMX, which oneDNN's LSTM
+    does not use in training; where time steps share inputs, because oneDNN computes the input
+    product for every step; and on a busy machine, where oneDNN's threads wait for each other at
+    every time step (docs/diary.md).
     """
     narrow = dtype == torch.bfloat16
-    if narrow:
-        better = multiplies_bf16(torch.device("cpu"))
-    else:
-        rival = has_capability("avx512_f") and vendor() != "GenuineIntel" and hidden <= _FEW_UNITS
-        better = dtype == torch.float32 and (shared or not learns or not rival)
-    if not better:
+    if narrow and not multiplies_bf16(torch.device("cpu")):
         return False  # before asking for the loops, which may compile them
+    if not narrow and dtype != torch.float32:
+        return False
     compiled = native.loops()
     return compiled is not None and (compiled.multiplies_bf16 or not narrow)
 

@@ -1,4 +1,4 @@
-"""The time-step loops of ``recurrence.c``, called with tensors.
+"""The time-step loops of ``recurrence.c``, and what comes after them, called with tensors.
 
 Without a C compiler that has OpenMP, ``loops`` returns None: RNN and GRU then run in numpy, an LSTM
 in torch.
@@ -51,7 +51,10 @@ class Loops(Multiplier):
     """
 
     FILE = "recurrence.c"
-    FUNCTIONS = ("forward", "rnn_backward", "lstm_backward", "gru_backward", "sum_rows")
+    FUNCTIONS = (
+        "forward", "rnn_backward", "lstm_backward", "gru_backward", "sum_rows", "weight_gradient",
+    )  # fmt: skip
+    SIZES = ("gradient_room",)
 
     def __init__(self, library: ctypes.CDLL, *, tiles: bool = True) -> None:
         super().__init__(library, tiles=tiles)
@@ -180,6 +183,18 @@ class Loops(Multiplier):
         arguments = (*sizes, rows, rows.stride(0), which_TB, sums_DN)
         self._library.sum_rows(*map(argument, arguments))
         return sums_DN
+
+    def weight_gradient(self, d_TBN: Tensor, x_TBK: Tensor) -> Tensor:
+        """Return the sum over time and lanes of the outer products ``d x``, [N, K], in float32."""
+        d, x = d_TBN.flatten(0, 1).contiguous(), x_TBK.flatten(0, 1).contiguous()
+        threads, (count, outputs), inputs = torch.get_num_threads(), d.shape, x.shape[1]
+        gradient_NK = d.new_empty(outputs, inputs)
+        room = d.new_empty(self._library.gradient_room(argument(threads), argument(outputs)))
+        refuse_misreadable(d, x)
+        tensors = (d, x, gradient_NK, room)
+        arguments: tuple[Tensor | int, ...] = (threads, count, outputs, inputs, *tensors)
+        self._library.weight_gradient(*map(argument, arguments))
+        return gradient_NK
 
     def _forward(
         self,

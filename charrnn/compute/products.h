@@ -113,14 +113,22 @@ static matrix as_matrix(const void *panels, long inner, long blocks, long column
  * them too late by itself. */
 #define AHEAD 16
 
-/* out[rows, WIDTH] = x[rows, inner] @ panel[inner, WIDTH] */
-INLINE void multiply_wide(const int rows, long inner, const float *x, long x_stride,
-                          const float *panel, float *out, long out_stride)
+/* out[rows, WIDTH] = x[rows, inner] @ panel[inner, WIDTH]; or += instead, if `add`
+ *
+ *   x_row, x_next    how far apart the rows of x are, and the numbers of a row
+ */
+INLINE void multiply_wide(const int rows, long inner, const float *x, long x_row, const long x_next,
+                          const float *panel, float *out, long out_stride, const long add)
 {
     vector sums[MOST_ROWS][VECTORS];
+#pragma GCC unroll 8
     for (int row = 0; row < rows; row++)
-        for (int v = 0; v < VECTORS; v++)
+#pragma GCC unroll 8
+        for (int v = 0; v < VECTORS; v++) {
             sums[row][v] = (vector){0};
+            if (add)
+                sums[row][v] = *(const vector *)(out + row * out_stride + v * VECTOR);
+        }
     for (long k = 0; k < inner; k++) {
         for (int line = 0; line < WIDTH; line += 16)
             __builtin_prefetch(panel + (k + AHEAD) * WIDTH + line);
@@ -130,7 +138,7 @@ INLINE void multiply_wide(const int rows, long inner, const float *x, long x_str
             weights[v] = *(const vector *)(panel + k * WIDTH + v * VECTOR);
 #pragma GCC unroll 8
         for (int row = 0; row < rows; row++) {
-            const float factor = x[row * x_stride + k];
+            const float factor = x[row * x_row + k * x_next];
 #pragma GCC unroll 8
             for (int v = 0; v < VECTORS; v++)
                 sums[row][v] += factor * weights[v];
@@ -431,8 +439,8 @@ static void multiply(matrix m, long from, long to, long rows, const float *x, lo
         const float *panel = (const float *)m.panels + p * m.inner * WIDTH;
         float *out = sums + p * WIDTH;
         long row = 0;
-        IN_BLOCKS(multiply_wide(some, m.inner, x + row * given, given, panel, out + row * columns,
-                                columns))
+        IN_BLOCKS(multiply_wide(some, m.inner, x + row * given, given, 1, panel,
+                                out + row * columns, columns, 0))
     }
 }
 

@@ -300,3 +300,73 @@ void sum_rows(long threads, long narrow, long count, long columns, const void *x
         FOR_TYPE(add_rows, p, count, columns, x, stride, which, sums)
     }
 }
+
+/* So many rows of d and x are multiplied at a time: what a panel holds of them stays in a core's
+ * first cache. */
+#define DEPTH 256
+
+/* Copy `columns`, at most `width`, of x[depth, stride] to strip[depth, width]; pad with zeros. */
+INLINE void copy_strip(const long width, long depth, long columns, const float *x, long stride,
+                       float *strip)
+{
+    for (long row = 0; row < depth; row++, x += stride, strip += width)
+        if (columns == width)
+            memcpy(strip, x, width * sizeof *x);
+        else {
+            memcpy(strip, x, columns * sizeof *x);
+            memset(strip + columns, 0, (width - columns) * sizeof *x);
+        }
+}
+
+static long strips_of(long outputs) { return (outputs + MOST_ROWS - 1) / MOST_ROWS; }
+
+/* What weight_gradient needs as `room`: the strips of d; a panel and a tile for each thread. */
+long gradient_room(long threads, long outputs)
+{
+    const long strips = strips_of(outputs) * MOST_ROWS * DEPTH;
+    return strips + threads * (DEPTH + MOST_ROWS) * WIDTH;
+}
+
+/* Write strip[depth, rows]' @ panel[depth, WIDTH] to out[rows, columns], or add it if `add`.
+ *
+ *   tile     [rows, WIDTH], for what is wider than `out`
+ */
+static void multiply_strip(long depth, long rows, const float *strip, const float *panel,
+                           long columns, float *out, long stride, long add, float *tile)
+{
+    const int fits = columns == WIDTH;
+    float *sums = fits ? out : tile;
+    const long sums_stride = fits ? stride : WIDTH;
+    long row = 0;
+    IN_BLOCKS(multiply_wide(some, depth, strip + row, 1, MOST_ROWS, panel,
+                            sums + row * sums_stride, sums_stride, fits && add))
+    for (row = 0; row < rows && !fits; row++)
+        for (long j = 0; j < columns; j++)
+            out[row * stride + j] = tile[row * WIDTH + j] + (add ? out[row * stride + j] : 0);
+}
+
+/* gradient[outputs, inputs] = d[count, outputs]' @ x[count, inputs]; threads share the outputs. */
+void weight_gradient(long threads, long count, long outputs, long inputs, const float *d,
+                     const float *x, float *gradient, float *room)
+{
+    IN_PARALLEL {
+        const part p = part_of(strips_of(outputs), threads);
+        const long from = p.from * MOST_ROWS, to = least(p.to * MOST_ROWS, outputs);
+        float *panel = room + strips_of(outputs) * MOST_ROWS * DEPTH;
+        panel += p.number * (DEPTH + MOST_ROWS) * WIDTH;
+        float *tile = panel + DEPTH * WIDTH;
+        for (long at = 0, depth; at < count && from < to; at += depth) {
+            depth = least(DEPTH, count - at);
+            for (long n = from; n < to; n += MOST_ROWS)
+                copy_strip(MOST_ROWS, depth, least(MOST_ROWS, to - n), d + at * outputs + n,
+                           outputs, room + n * DEPTH);
+            for (long k = 0; k < inputs; k += WIDTH) {
+                const long columns = least(WIDTH, inputs - k);
+                copy_strip(WIDTH, depth, columns, x + at * inputs + k, inputs, panel);
+                for (long n = from; n < to; n += MOST_ROWS)
+                    multiply_strip(depth, least(MOST_ROWS, to - n), room + n * DEPTH, panel,
+                                   columns, gradient + n * inputs + k, inputs, at, tile);
+            }
+        }
+    }
+}

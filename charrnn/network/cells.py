@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn.compute.kernels import dropout, linear
-from charrnn.compute.loops import beats_onednn_lstm, run_gru, run_lstm, run_rnn
+from charrnn.compute.loops import has_lstm_loop, run_gru, run_lstm, run_rnn
 from charrnn.config import CELL_GATES, CellName
 
 State = tuple[Tensor, ...]
@@ -211,10 +211,7 @@ class LSTM(Cell):
     def _run(
         self, x: Tensor, state: State, weights: list[Tensor], which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
-        shared, learns = which_TB is not None, torch.is_grad_enabled()
-        if x.device.type == "cpu" and beats_onednn_lstm(
-            x.dtype, self.hidden, shared=shared, learns=learns
-        ):
+        if x.device.type == "cpu" and has_lstm_loop(x.dtype):
             w, u, b, h_BH, c_BH = _typed(*weights, *state, like=x)
             out_TBH, *after = run_lstm(linear(x, w, b), h_BH, c_BH, u, which_TB)
             return out_TBH, tuple(after)
