@@ -129,7 +129,15 @@ class _Linear(torch.autograd.Function):
         x_TBK, weight_NK = ctx.saved_tensors
         dx = product(d_TBN, weight_NK.t()) if ctx.needs_input_grad[0] else None
         d_weight = weight_gradient(d_TBN, x_TBK).to(weight_NK.dtype)
-        return dx, d_weight, d_TBN.sum((0, 1), dtype=weight_NK.dtype)
+        return dx, d_weight, _column_sums(d_TBN).to(weight_NK.dtype)
+
+
+def _column_sums(d_TBN: Tensor) -> Tensor:
+    """Return the sums over time and lanes, [N], in float32 at least."""
+    compiled = native.loops() if d_TBN.dtype == torch.bfloat16 else None
+    if compiled is not None:  # torch would first make everything float32
+        return compiled.sum_rows(d_TBN.contiguous())[0]
+    return d_TBN.sum((0, 1), dtype=torch.promote_types(d_TBN.dtype, torch.float32))
 
 
 def mean_cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
