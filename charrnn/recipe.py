@@ -34,10 +34,10 @@ WIDER_FROM: dict[CellName, tuple[int, ...]] = {
     "lstm": (6_000_000, 15_000_000, 25_000_000, 35_000_000, 50_000_000),
     "gru": (4_000_000, 25_000_000, 35_000_000, 50_000_000, 70_000_000),
 }
-#: An LSTM in float32 starts 128 units narrower, and the first threshold is not for it. Its own
-#: first one is this if the run makes so many passes: on mostly new text, more updates of a narrow
+#: An LSTM in float32 starts 128 units narrower. In a run of fewer passes than this it waits for the
+#: next threshold, and after the last one for this: on mostly new text, more updates of a narrow
 #: model teach more.
-WIDER_IN_FP32_FROM, IN_PASSES = 8_000_000, 4
+FP32_PASSES, FP32_LAST = 4, 70_000_000
 #: Widths on a GPU that multiplies bf16, which waits more than it computes: in a short run, and in
 #: one that is expected to read more characters than the number below.
 GPU_UNITS: dict[CellName, tuple[int, int]] = {
@@ -409,10 +409,8 @@ def _hidden(
         width = GPU_UNITS[cell][read > GPU_WIDER_FROM]
     else:
         thresholds = [*WIDER_FROM[cell]]
-        if cell == "lstm" and precision == "fp32":
-            del thresholds[0]
-            if read >= IN_PASSES * characters:
-                thresholds[0] = WIDER_IN_FP32_FROM
+        if cell == "lstm" and precision == "fp32" and read < FP32_PASSES * characters:
+            thresholds = [*thresholds[1:], FP32_LAST]
         width = narrowest + 128 * sum(read > least for least in thresholds)
     most = MOST_WEIGHTS[device] * characters
     while width > narrowest and _recurrent_weights(cell, 1, width, min(embedding, width)) > most:

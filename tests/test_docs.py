@@ -177,9 +177,8 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
     def growing(cell: CellName) -> str:
         millions = [f"{least / 1e6:g}" for least in recipe.WIDER_FROM[cell]]
         if cell == "lstm":
-            passes = f"fp32, {recipe.IN_PASSES} passes or more"
-            millions[0] += " (not in fp32)"
-            millions[1] += f" ({passes}: {recipe.WIDER_IN_FP32_FROM / 1e6:g})"
+            last = f"{recipe.FP32_LAST / 1e6:g}"
+            millions[0] += f" (fp32, below {recipe.FP32_PASSES} passes: {last} instead)"
         return ", ".join(millions)
 
     def decay(cell: CellName, low: str, high: int) -> str:
