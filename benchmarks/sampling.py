@@ -162,7 +162,8 @@ def measure_steps(cell: CellName, layers: int, hidden: int, rounds: int) -> Iter
             steppers: list[NumpyStepper | CompiledStepper] = [NumpyStepper(model, state, weights)]
             if compiled is not None:
                 steppers.append(CompiledStepper(compiled, model, state, weights))
-            number = min(5000, max(20, 400_000_000 // (hidden * hidden * streams)))
+            # Enough that waking threads and trying ways to share the work (0.03 s) hardly count.
+            number = min(5000, max(20, 4_000_000_000 // (hidden * hidden * streams)))
             # A pause before each: numpy's threads go on spinning for a while and slow others.
             one, *other = in_turns(
                 [partial(make_steps, stepper, symbols_B, number) for stepper in steppers],
