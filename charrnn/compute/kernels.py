@@ -1,7 +1,8 @@
 """Operations written by hand for a CPU: products, the head, the loss, dropout.
 
 Products use oneDNN, but in float32 torch's own on Intel's processors: it is MKL's, which is as fast
-there or faster, and half as fast on AMD's. A loop packs its recurrent weights once per call.
+there or faster, and half as fast on AMD's. Where oneDNN's would make gradients of weights in
+float32, compiled C does (``native``). A loop packs its recurrent weights once per call.
 
 The loss overwrites the logits with their gradient: with thousands of symbols they are the largest
 tensor of an update. It and dropout are in compiled C (``passes``); what is here of them runs where

@@ -2,7 +2,7 @@
 
 torch's LSTM on a CPU is one fused oneDNN primitive; its RNN and GRU are loops of small
 operators, so a GRU, with three quarters of an LSTM's products, takes twice as long.
-The loops here are faster (the LSTM's is, too, where ``has_lstm_loop``):
+The loops here are faster, and so is the LSTM's where there is one (``has_lstm_loop``):
 
 - the input product is computed before the loop, once for each distinct input: a window of
   2,048 characters has some 60 of them. The gradient of the recurrent weights is one large
@@ -66,10 +66,9 @@ def has_lstm_loop(dtype: torch.dtype) -> bool:
     every time step (docs/diary.md).
     """
     narrow = dtype == torch.bfloat16
-    if narrow and not multiplies_bf16(torch.device("cpu")):
+    may_have = multiplies_bf16(torch.device("cpu")) if narrow else dtype == torch.float32
+    if not may_have:
         return False  # before asking for the loops, which may compile them
-    if not narrow and dtype != torch.float32:
-        return False
     compiled = native.loops()
     return compiled is not None and (compiled.multiplies_bf16 or not narrow)
 

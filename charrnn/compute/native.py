@@ -189,7 +189,7 @@ class Loops(Multiplier):
         d, x = d_TBN.flatten(0, 1).contiguous(), x_TBK.flatten(0, 1).contiguous()
         threads, (count, outputs), inputs = torch.get_num_threads(), d.shape, x.shape[1]
         gradient_NK = d.new_empty(outputs, inputs)
-        room = d.new_empty(self._library.gradient_room(argument(threads), argument(outputs)))
+        room = d.new_empty(self._library.gradient_room(*map(argument, (threads, outputs))))
         refuse_misreadable(d, x)
         tensors = (d, x, gradient_NK, room)
         arguments: tuple[Tensor | int, ...] = (threads, count, outputs, inputs, *tensors)

@@ -305,7 +305,8 @@ void sum_rows(long threads, long narrow, long count, long columns, const void *x
  * first cache. */
 #define DEPTH 256
 
-/* Copy `columns`, at most `width`, of x[depth, stride] to strip[depth, width]; pad with zeros. */
+/* Copy `columns`, at most `width`, of x[depth, stride] to strip[depth, width]; pad with zeros. A
+ * whole row has its own branch, because a copy of constant size is a few vectors. */
 INLINE void copy_strip(const long width, long depth, long columns, const float *x, long stride,
                        float *strip)
 {
