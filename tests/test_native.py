@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn.compute import compiler, native, steps
+from charrnn.compute import compiler, native, products, steps
 from charrnn.compute.compiler import compile_library
 from charrnn.compute.device import multiplies_bf16
 from charrnn.compute.loops import has_lstm_loop, run_gru, run_lstm, run_rnn
@@ -67,7 +67,7 @@ def test_threads_change_no_bit(
     cell: str, dtype: torch.dtype, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether they share out the lanes or the units."""
-    monkeypatch.setattr("charrnn.compute.compiler._LEAST_BYTES", 1)
+    monkeypatch.setattr("charrnn.compute.products._LEAST_BYTES", 1)
     monkeypatch.setattr("charrnn.compute.trials._TRIAL", 1e-9)
     monkeypatch.setattr(native.loops(), "_fastest", {})
     threads = torch.get_num_threads()
@@ -134,7 +134,7 @@ def test_each_cell_has_its_own_fastest_way(monkeypatch: pytest.MonkeyPatch) -> N
 def test_c_is_told_how_many_threads_there_are(
     cell: str, there: int, expected: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.compute.compiler._LEAST_BYTES", 1)
+    monkeypatch.setattr("charrnn.compute.products._LEAST_BYTES", 1)
     monkeypatch.setattr("charrnn.compute.trials._TRIAL", 1e-9)
     compiled = native.loops()
     assert compiled is not None
@@ -366,8 +366,8 @@ def test_without_a_compiler_there_are_no_loops_and_a_reason(
     monkeypatch.setattr("sys.platform", "linux")
     assert compiler.find_compiler() == []
     for ask, kind in ((native.loops, native.Loops), (steps.steps, steps.Steps)):
-        assert compiler.why_none(kind) is None, "nobody has asked"
-        assert (ask(), compiler.why_none(kind)) == (None, "none is found here")
+        assert products.why_none(kind) is None, "nobody has asked"
+        assert (ask(), products.why_none(kind)) == (None, "none is found here")
 
 
 def test_on_macos_the_newest_gcc_is_taken_by_its_own_name(
@@ -432,7 +432,7 @@ def test_no_compiler_is_run_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(compiler, "compile_library", None)
     assert compiler.find_compiler() == []
     assert native.loops() is None
-    assert compiler.why_none(native.Loops) == "CHARRNN_NATIVE=0 asks for none"
+    assert products.why_none(native.Loops) == "CHARRNN_NATIVE=0 asks for none"
 
 
 @pytest.mark.usefixtures("temporary", "asked_anew")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from charrnn.compute import compiler, kernels
-from charrnn.compute.compiler import ways_to_share
+from charrnn.compute.products import ways_to_share
 from charrnn.compute.steps import Steps
 from charrnn.config import CellName, ModelConfig, SampleConfig, WeightsName
 from charrnn.inference import stepper
@@ -153,7 +153,7 @@ def test_threads_change_no_bit(
     cell: CellName, lanes: int, weights: WeightsName, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whether threads share out the lanes or, with few lanes, the units, or take turns."""
-    monkeypatch.setattr("charrnn.compute.compiler._LEAST_BYTES", 1)
+    monkeypatch.setattr("charrnn.compute.products._LEAST_BYTES", 1)
     monkeypatch.setattr("charrnn.compute.trials._TRIAL", 1e-9)
     model = make_model(cell, 2, hidden=37, symbols=77)
     text_TB, hidden, _ = forward(model, lanes)
@@ -203,7 +203,7 @@ def test_c_is_told_how_many_threads_there_are(
     lanes: int, expected: set[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("charrnn.compute.trials._TRIAL", 1e-9)
-    monkeypatch.setattr("charrnn.compute.compiler._LEAST_BYTES", 1)
+    monkeypatch.setattr("charrnn.compute.products._LEAST_BYTES", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     made = steps_for("native")
     library = Mock(wraps=made._library)

@@ -77,8 +77,9 @@ def sample(
         raise UsageError("--length 0 never ends: leave out --json")
 
     import_numpy()
-    from charrnn.compute.compiler import find_compiler, why_none
+    from charrnn.compute.compiler import find_compiler
     from charrnn.compute.device import choose_device
+    from charrnn.compute.products import why_none
     from charrnn.compute.steps import Steps
     from charrnn.inference.sampling import encode_stop, prepare_prompt, unwarned
     from charrnn.inference.sampling import sample as draw

@@ -16,13 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from charrnn.compute.compiler import (
-    Multiplier,
-    argument,
-    compiled,
-    refuse_misreadable,
-    ways_to_share,
-)
+from charrnn.compute.compiler import argument, compiled, refuse_misreadable
+from charrnn.compute.products import Multiplier, ways_to_share
 from charrnn.compute.trials import Fastest
 from charrnn.config import CELL_NAMES, CellName
 

@@ -17,13 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from charrnn.compute.compiler import (
-    Multiplier,
-    argument,
-    compiled,
-    refuse_misreadable,
-    ways_to_share,
-)
+from charrnn.compute.compiler import argument, compiled, refuse_misreadable
+from charrnn.compute.products import Multiplier, ways_to_share
 from charrnn.compute.trials import Fastest
 from charrnn.config import CELL_NAMES, CellName
 

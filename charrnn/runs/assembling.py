@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from charrnn import recipe
-from charrnn.compute.compiler import why_none
 from charrnn.compute.native import Loops, loops
+from charrnn.compute.products import why_none
 from charrnn.config import CELL_GATES, ModelConfig, TrainConfig
 from charrnn.errors import UsageError
 from charrnn.inference.baselines import marks, uniform_nats
