@@ -260,6 +260,22 @@ class TestEvaluate:
         assert found.code == 0
         assert "unigram" in found.out
 
+    def test_a_result_names_the_file_that_was_loaded(
+        self, trained: Path, prose: Path, tmp_path: Path
+    ) -> None:
+        """Even if the run has a better one by the time that the text is scored."""
+        run = tmp_path / "run"
+        shutil.copytree(trained, run)
+        best = run / "best.safetensors"
+        best.unlink()
+        source = TextSource(texts=(str(prose),))
+        (subject,) = load_subjects([run], source, torch.device("cpu"), tell=lambda note: None)
+        shutil.copy(trained / best.name, best)
+        assert subject.origin(source)["file"] == str(run / "last.safetensors")
+        assert subject.chosen() is None
+        shutil.rmtree(run)
+        assert subject.origin(source)["file"] == str(run / "last.safetensors")
+
     @pytest.mark.parametrize("with_training", [False, True])
     def test_the_training_text_is_read_where_it_is_needed(
         self, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_training: bool

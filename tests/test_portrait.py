@@ -16,16 +16,17 @@ import torch
 from charrnn.analysis.activity import Activation, Unit, activation
 from charrnn.analysis.flow import gradient_flow, initial_model
 from charrnn.analysis.inspection import Inspection
+from charrnn.analysis.norms import clipping
 from charrnn.analysis.stretch import read_stretch
 from charrnn.config import InspectConfig, TrainConfig
-from charrnn.errors import NonFiniteError
+from charrnn.errors import CheckpointError, NonFiniteError
 from charrnn.inference.evaluation import Prices, prices
 from charrnn.inference.sampling import Piece
 from charrnn.network.model import CharModel
 from charrnn.runs.comparing import compare
 from charrnn.runs.comparison import Comparison, RunResult
 from charrnn.runs.comparison_plan import Plan
-from charrnn.storage.metrics import read_metrics
+from charrnn.storage.metrics import read_log, read_metrics
 from charrnn.storage.reading import recorded_part
 from charrnn.storage.trained import load_model
 from charrnn.text.corpus import scan
@@ -37,7 +38,6 @@ from charrnn.views.portrait import (
     portray_comparison,
     portray_inspected,
     portray_subjects,
-    read_history,
 )
 from charrnn.views.report import inspection_page
 from tests.conftest import make_part
@@ -77,6 +77,10 @@ def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
         monkeypatch.setattr("charrnn.views.portrait.recorded_part", mock.Mock(return_value=end))
         ((short,), _) = portray_comparison(made)
         assert (short.inspection is not None) == long_enough
+    best = Path(run.run) / "best.safetensors"
+    best.unlink()
+    with pytest.raises(CheckpointError, match=re.escape(f"{best}: no such checkpoint")):
+        portray_comparison(made)
 
 
 def test_a_comparison_looks_into_each_cell_s_best_run_on_the_end_of_what_is_compared(
@@ -98,7 +102,7 @@ def test_a_comparison_looks_into_each_cell_s_best_run_on_the_end_of_what_is_comp
     monkeypatch.setattr("charrnn.views.portrait.recorded_part", recorded)
     monkeypatch.setattr("charrnn.views.portrait.inspect", inspected)
     portray_comparison(Comparison.of(plan, [first, better]))
-    assert loaded.call_args.args[0] == tmp_path / "gru-seed2"
+    assert loaded.call_args.args[0] == tmp_path / "gru-seed2" / "best.safetensors"
     assert recorded.call_args.args[1] == "test"
     assert inspected.call_args.args[1].text == prose.read_text()[-150:]
 
@@ -107,11 +111,11 @@ def test_a_portrait_shows_the_beginning_of_a_text_and_the_log(
     prose: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("charrnn.views.portrait.SAMPLE", replace(SAMPLE, length=3))
-    model, vocabulary, _ = load_model(trained, torch.device("cpu"))
+    model, vocabulary, checkpoint = load_model(trained, torch.device("cpu"))
     part = scan([str(prose)], "utf-8").part(7, 3007)
     windows = prices(model, part, vocabulary, window=47)
     with mock.patch("charrnn.views.portrait.prices", return_value=windows):
-        drawn = portray("x", trained, model, vocabulary, part, validated_on=frozenset(["a"]))
+        drawn = portray("x", checkpoint, model, vocabulary, part, validated_on=frozenset(["a"]))
     assert next(windows).position == 800, "no more is read than is shown"
     assert drawn.validated_on == {"a"}
     assert [character for character, _ in drawn.excerpt] == [*prose.read_text()[7:807]]
@@ -120,8 +124,10 @@ def test_a_portrait_shows_the_beginning_of_a_text_and_the_log(
     assert (drawn.label, drawn.shape) == ("x", model.config)
     assert list(drawn.log) == list(read_metrics(trained / "metrics.jsonl"))
     assert not drawn.of_bytes
-    moved = shutil.copy(trained / "best.safetensors", tmp_path)
-    assert portray("x", Path(moved), model, vocabulary, part.first(9)).log == ()
+    _, _, moved = load_model(
+        Path(shutil.copy(trained / "best.safetensors", tmp_path)), torch.device("cpu")
+    )
+    assert portray("x", moved, model, vocabulary, part.first(9)).log == ()
 
 
 def test_a_portrait_of_a_model_of_bytes_shows_what_its_text_is_made_of(
@@ -131,7 +137,8 @@ def test_a_portrait_of_a_model_of_bytes_shows_what_its_text_is_made_of(
     monkeypatch.setattr("charrnn.views.portrait.SAMPLE", replace(SAMPLE, length=3))
     part = make_part(tmp_path, "é\rb\r\nc\r".encode(), "bytes")
     model = make_model("gru", layers=1, vocabulary=256)
-    drawn = portray("x", trained, model, Vocabulary.of_bytes(), part, inspection())
+    _, _, checkpoint = load_model(trained, torch.device("cpu"))
+    drawn = portray("x", checkpoint, model, Vocabulary.of_bytes(), part, inspection())
     assert drawn.of_bytes
     assert [character for character, _ in drawn.excerpt] == [*"é␍b\nc␍"]
     assert "é␍b↵\nc␍" in check(inspection_page(drawn, "", ORIGIN)).texts["pre"]
@@ -141,7 +148,7 @@ def test_a_sample_is_drawn_on_the_cpu_as_by_its_command(
     prose: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another device, here "meta", would round differently and so draw another text."""
-    model, vocabulary, _ = load_model(trained, torch.device("cpu"))
+    model, vocabulary, checkpoint = load_model(trained, torch.device("cpu"))
     part, places = scan([str(prose)], "utf-8").part(0, 9), []
 
     def drawn(model: CharModel, *_: object) -> list[Piece]:
@@ -152,14 +159,14 @@ def test_a_sample_is_drawn_on_the_cpu_as_by_its_command(
     monkeypatch.setattr("charrnn.views.portrait.prices", lambda *_: [Prices(1, np.zeros(8), 0)])
     monkeypatch.setattr(CharModel, "cpu", lambda model: model.to_empty(device="cpu"))
     for device in ("cpu", "meta"):
-        portray("x", trained, model.to(device), vocabulary, part)
+        portray("x", checkpoint, model.to(device), vocabulary, part)
         assert model.head.weight.device.type == device, "the model stays on its device"
     assert places == ["cpu", "cpu"]
 
 
 def test_a_portrait_without_a_sample_names_the_checkpoint(prose: Path, trained: Path) -> None:
     """A sample may meet predictions that the text does not."""
-    model, vocabulary, _ = load_model(trained, torch.device("cpu"))
+    model, vocabulary, checkpoint = load_model(trained, torch.device("cpu"))
     part = scan([str(prose)], "utf-8").part(0, 9)
     for weight in model.state_dict().values():
         weight.copy_(weight.sign() * 3e38)
@@ -168,15 +175,17 @@ def test_a_portrait_without_a_sample_names_the_checkpoint(prose: Path, trained: 
         mock.patch("charrnn.views.portrait.prices", return_value=[Prices(1, np.zeros(8), 0)]),
         pytest.raises(NonFiniteError, match=named),
     ):
-        portray("x", trained, model, vocabulary, part)
+        portray("x", checkpoint, model, vocabulary, part)
 
 
 def test_a_portrait_has_the_unit_that_was_asked_for_or_the_first_found(
     prose: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("charrnn.views.portrait.SAMPLE", replace(SAMPLE, length=3))
-    model, vocabulary, _ = load_model(trained, torch.device("cpu"))
-    subject: Any = SimpleNamespace(path=trained, model=model, vocabulary=vocabulary)
+    model, vocabulary, checkpoint = load_model(trained, torch.device("cpu"))
+    subject: Any = SimpleNamespace(
+        path=trained, checkpoint=checkpoint, model=model, vocabulary=vocabulary
+    )
     part = scan([str(prose)], "utf-8").whole.first(200)
     stretch = read_stretch(part, vocabulary)
 
@@ -223,7 +232,7 @@ def test_the_history_says_what_cut_the_gradient(trained: Path) -> None:
     for cuts in ((0.5, None, None), (None, 0.5, None), (None, None, 0.5)):
         norm, value, scale = cuts
         training = replace(plain, clip_norm=norm, clip_value=value, scale_norm=scale)
-        history = read_history(trained, training)
+        history = clipping(read_log(trained), training)
         assert history is not None
         assert (history.clip_norm, history.clip_value, history.scale_norm) == cuts
 

@@ -28,6 +28,7 @@ from charrnn.runs.events import Event, Finished
 from charrnn.runs.run import Run
 from charrnn.runs.subject import Subject
 from charrnn.runs.training import train
+from charrnn.storage.metrics import read_log
 from charrnn.text.corpus import Part
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.display import Display, open_display
@@ -283,14 +284,14 @@ def watch_inspection(
     """
     # Imported here, as a training need not wait for them.
     from charrnn.analysis.inspection import inspect
+    from charrnn.analysis.norms import clipping
     from charrnn.analysis.stretch import read_stretch
-    from charrnn.views.portrait import read_history
 
     name, model, vocabulary = shown(subject.path), subject.model, subject.vocabulary
     training = subject.checkpoint.record("training", TrainConfig)
     history = None
     if "clipping" in config.measured:
-        history = read_history(subject.path, training)
+        history = clipping(read_log(subject.checkpoint.folder), training)
         if history is None:
             say(
                 f"{name}: its gradient norms are not shown, as there is no log (metrics.jsonl) "

@@ -41,7 +41,7 @@ from charrnn.runs.resuming import resume
 from charrnn.runs.run import Run
 from charrnn.runs.starting import start
 from charrnn.runs.training import train
-from charrnn.storage.checkpoint import BEST, LAST, DamagedCheckpointError
+from charrnn.storage.checkpoint import BEST, DamagedCheckpointError
 from charrnn.storage.metrics import read_metrics
 from charrnn.storage.reading import (
     divide,
@@ -50,7 +50,7 @@ from charrnn.storage.reading import (
     refuse_too_short,
 )
 from charrnn.storage.runfolder import RunFolder, has_state
-from charrnn.storage.trained import load_model, trained_by
+from charrnn.storage.trained import chosen_in, load_model, trained_by
 from charrnn.text.corpus import Part, scan
 from charrnn.text.files import LOCK, LOG, PLAN, RESULT, embedded_corpus
 from charrnn.text.vocabulary import Vocabulary
@@ -332,7 +332,7 @@ def _measure(run: Run, speed: float, should_stop: Callable[[], str | None]) -> R
     """Score the best checkpoint of a finished run on what was held out."""
     path, progress = run.folder.path, run.progress
     # Only the checkpoint that training chose: if it is gone, the last one must not replace it.
-    chosen = path / (LAST if progress.best_step is None else BEST)
+    chosen = chosen_in(path, validated=progress.best_step is not None)
     try:
         model, vocabulary, _ = load_model(chosen, run.device)
     except CheckpointError as error:

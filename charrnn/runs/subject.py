@@ -20,7 +20,7 @@ from charrnn.disk import followed
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.network.model import CharModel
 from charrnn.runs.run import Progress
-from charrnn.storage.checkpoint import LAST, Checkpoint, NoCheckpointError, find
+from charrnn.storage.checkpoint import LAST, Checkpoint, NoCheckpointError
 from charrnn.storage.reading import (
     Scan,
     TextRecord,
@@ -56,6 +56,12 @@ class Subject:
     gone: str | None = None
     """What is missing, and why, if the training part was asked for and is gone."""
 
+    @property
+    def file(self) -> Path:
+        """The file that it was loaded from."""
+        assert self.checkpoint.file is not None
+        return self.checkpoint.file
+
     def learnt(self, part: Part) -> str | None:
         """Say how much of a text the model, or the one it started from, was trained on, if any.
 
@@ -86,7 +92,7 @@ class Subject:
         trained, scored = self.trained_on, validated_on(self.checkpoint)
         progress = self.checkpoint.record("progress", Progress)
         # The best one under any name. The last was not chosen, even if it is the best.
-        is_best = progress.step == progress.best_step and find(self.path).name != LAST
+        is_best = progress.step == progress.best_step and self.file.name != LAST
         if scored is None or not is_best:
             return None
         validated = _share(self.part, trained.shared(self.part, *scored))
@@ -146,11 +152,10 @@ class Subject:
             source: the text, as the user named it.
 
         Raises:
-            CheckpointError: the checkpoint is gone, or what it records of its progress is not
-                usable.
+            CheckpointError: what the checkpoint records of its progress is not usable.
         """
         return {
-            "file": str(find(self.path)),
+            "file": str(self.file),
             "trained_steps": self.checkpoint.record("progress", Progress).step,
             "versions": self.checkpoint.versions,
             "texts": source.texts,
@@ -165,17 +170,12 @@ class Subject:
         return (*self.trained_on.texts, *self.trained_on.valid_texts)
 
     def sources(self) -> dict[Path, str]:
-        """Return the files that no result may overwrite, each with a description.
-
-        Raises:
-            CheckpointError: the checkpoint is gone.
-        """
+        """Return the files that no result may overwrite, each with a description."""
         parts = [part for part in (self.part, self.training) if part is not None]
         read = [file.path for part in parts for file in part.corpus.files]
-        checkpoint = find(self.path)
-        run = files_of_run(checkpoint)
+        run = files_of_run(self.file)
         # If the run is part of a comparison.
-        plan = followed(checkpoint.parent).parent / PLAN
+        plan = followed(self.checkpoint.folder).parent / PLAN
         return (
             dict.fromkeys(read, "what is read")
             | dict.fromkeys(run, "a file of the run")

@@ -130,6 +130,14 @@ class Checkpoint:
     path: Path | None = None
     """Its name in messages: the file that it was loaded from, or, after ``trained.load_model``,
     the path that the user gave, perhaps a run's folder."""
+    file: Path | None = None
+    """The file that it was loaded from; None if it was not."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder that it was loaded from: its run's, unless the file was taken elsewhere."""
+        assert self.file is not None
+        return self.file.parent
 
     def require(self, name: str, kind: type[T]) -> T:
         """Return ``meta[name]``, which must be of type ``kind``.
@@ -362,7 +370,8 @@ def read_description(path: Path) -> Checkpoint:
 
 def _checkpoint(path: Path, info: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     """Return the checkpoint in a file; ``info`` is charrnn's own object in its header."""
-    return Checkpoint(tensors, info["meta"], {name: info[name] for name in _versions()}, path)
+    versions = {name: info[name] for name in _versions()}
+    return Checkpoint(tensors, info["meta"], versions, path, path)
 
 
 def _other_format(path: Path, info: dict[str, Any]) -> CheckpointError:

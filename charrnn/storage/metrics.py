@@ -134,6 +134,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Read the log in a run's folder; without one there are no rows.
+
+    Raises:
+        RunFolderError: as ``read_metrics``.
+    """
+    log = run / LOG
+    return read_metrics(log) if log.exists() else []
+
+
 def _remove_cut_line(fd: int) -> None:
     """Truncate a newly opened file to the end of its last complete line."""
     with os.fdopen(fd, "rb", closefd=False) as file:

@@ -13,7 +13,7 @@ from typing import Self
 
 from charrnn.config import PartName, Record, TextChoices
 from charrnn.errors import CheckpointError, CorpusError, RunFolderError, UsageError
-from charrnn.storage.checkpoint import LAST, MAX_HEADER, Checkpoint, find, read_description
+from charrnn.storage.checkpoint import LAST, MAX_HEADER, Checkpoint, read_description
 from charrnn.text.corpus import DIGEST, Corpus, Part, Split, exact, scan, split
 from charrnn.text.decoding import BYTES, is_own_name, text_encoding
 from charrnn.text.files import absolute_names, embedded_corpus, text_within
@@ -309,7 +309,7 @@ def recorded_part(
     borders = {"train": record.train, "valid": record.valid, "test": record.test}[name]
     if borders is None:
         raise UsageError(f"{shown(path)}: its run held out no {name} part")
-    record = _last_named(record, path)
+    record = _last_named(record, checkpoint.folder)
     names, fingerprint, known, what = record.texts, record.fingerprint, record.files, "the text"
     if name == "valid" and record.valid_texts:
         names, fingerprint, known = record.valid_texts, record.valid_fingerprint or "", ()
@@ -327,10 +327,10 @@ def recorded_part(
         raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
 
 
-def _last_named(record: TextRecord, path: Path) -> TextRecord:
+def _last_named(record: TextRecord, run: Path) -> TextRecord:
     """Return the record with the latest names of the run's text, which may have moved."""
     with suppress(CheckpointError):
-        last = read_description(find(path).parent / LAST)
+        last = read_description(run / LAST)
         newest = last.record("text", TextRecord)
         moved = replace(record, texts=newest.texts, valid_texts=newest.valid_texts)
         if "-" not in newest.texts and moved == newest:

@@ -14,7 +14,7 @@ from charrnn.compute.machine import worker
 from charrnn.config import ModelConfig
 from charrnn.errors import CheckpointError
 from charrnn.network.model import CharModel, outline
-from charrnn.storage.checkpoint import LAST, Checkpoint, find, load, read_description
+from charrnn.storage.checkpoint import BEST, LAST, Checkpoint, find, load, read_description
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import shown
 
@@ -46,6 +46,16 @@ def shape_of(path: Path) -> ModelConfig:
         CheckpointError: as for ``load_model``, as far as the header shows it.
     """
     return read_description(find(path)).record("model", ModelConfig)
+
+
+def chosen_in(run: Path, *, validated: bool) -> Path:
+    """Return the checkpoint that a training chose, which may be gone.
+
+    Args:
+        run: the run's folder.
+        validated: whether there was a validation, which chose the best one; else it is the last.
+    """
+    return run / (BEST if validated else LAST)
 
 
 def trained_by(run: Path) -> str | None:

@@ -20,7 +20,7 @@ from rich.cells import cell_len
 
 from charrnn.analysis.activity import activation
 from charrnn.analysis.inspection import Inspection, inspect
-from charrnn.analysis.norms import Clipping, clipping
+from charrnn.analysis.norms import clipping
 from charrnn.analysis.stretch import LEAST_CHARACTERS, Stretch, read_stretch
 from charrnn.config import InspectConfig, ModelConfig, SampleConfig, TrainConfig
 from charrnn.errors import NonFiniteError
@@ -29,12 +29,11 @@ from charrnn.inference.sampling import sample, unwarned
 from charrnn.network.model import CharModel
 from charrnn.runs.comparison import Comparison, RunResult
 from charrnn.runs.subject import Subject, validated_on
-from charrnn.storage.checkpoint import find, read_description
-from charrnn.storage.metrics import read_metrics
+from charrnn.storage.checkpoint import Checkpoint, read_description
+from charrnn.storage.metrics import read_log
 from charrnn.storage.reading import recorded_part
-from charrnn.storage.trained import load_model
+from charrnn.storage.trained import chosen_in, load_model
 from charrnn.text.corpus import Part, scan
-from charrnn.text.files import LOG
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.surprise import PricedText
 from charrnn.wording import printable, shown
@@ -75,7 +74,7 @@ class Portrait:
 
 def portray(
     label: str,
-    checkpoint: Path,
+    checkpoint: Checkpoint,
     model: CharModel,
     vocabulary: Vocabulary,
     part: Part,
@@ -86,7 +85,7 @@ def portray(
 
     Args:
         label: short, and different from the others on the page.
-        checkpoint: the model's, or its run's folder.
+        checkpoint: the model's.
         model: in evaluation mode.
         vocabulary: the model's.
         part: the text whose beginning is priced; at least 2 characters.
@@ -94,13 +93,13 @@ def portray(
         validated_on: identifies the text that the losses in the log are on.
 
     Raises:
-        CheckpointError: the checkpoint no longer exists.
         CorpusError: the text changed while it was read.
         NonFiniteError: a price or a prediction is not finite: the weights are too large to
             compute with.
         RunFolderError: the log cannot be read, or one of its lines is not a row.
     """
-    text = PricedText(part)
+    assert checkpoint.path is not None
+    name, text = shown(checkpoint.path), PricedText(part)
     excerpt = list(text.first())
     for stretch in prices(model, part, vocabulary):
         excerpt += text.priced(stretch)
@@ -108,8 +107,8 @@ def portray(
             break
     if not all(math.isfinite(nats) for _, nats in excerpt):
         raise NonFiniteError(
-            f"{shown(checkpoint)}: its loss is not finite, so a page cannot show it: train anew "
-            "with a lower --lr"
+            f"{name}: its loss is not finite, so a page cannot show it: train anew with a lower "
+            "--lr"
         )
     drawing = model
     if model.head.weight.device.type != "cpu":
@@ -118,11 +117,11 @@ def portray(
         with unwarned():
             pieces = [*sample(drawing, vocabulary, None, SAMPLE)]
     except NonFiniteError as error:
-        raise NonFiniteError(f"{shown(checkpoint)}: {error}") from error
+        raise NonFiniteError(f"{name}: {error}") from error
     return Portrait(
         label=label,
         shape=model.config,
-        log=_read_log(checkpoint),
+        log=tuple(read_log(checkpoint.folder)),
         sample=vocabulary.decode([symbol for _, symbol in pieces]),
         excerpt=tuple(excerpt[:EXCERPT]),
         inspection=inspection,
@@ -164,7 +163,7 @@ def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
     return [
         portray(
             label,
-            subject.path,
+            subject.checkpoint,
             subject.model,
             subject.vocabulary,
             subject.part,
@@ -194,7 +193,7 @@ def portray_inspected(
         coloured = activation(subject.model, stretch, inspection.units[0].unit)
         inspection = replace(inspection, activation=coloured)
     (label,) = labels([subject.path])
-    return portray(label, subject.path, subject.model, subject.vocabulary, part, inspection)
+    return portray(label, subject.checkpoint, subject.model, subject.vocabulary, part, inspection)
 
 
 def portray_comparison(
@@ -215,49 +214,33 @@ def portray_comparison(
     """
     portraits, scan_once = [], cache(scan)
     for cell in comparison.cells:
-        path = Path(cell.best.run)
-        model, vocabulary, checkpoint = load_model(path, torch.device("cpu"))
+        model, vocabulary, checkpoint = load_model(_scored(cell.best), torch.device("cpu"))
         plan = comparison.plan
         part = recorded_part(
             checkpoint, plan.compared_on, read=scan_once, moved=plan.compared_texts
         )
         training = checkpoint.record("training", TrainConfig)
-        inspection = _inspect_end(path, model, vocabulary, training, part)
+        inspection = _inspect_end(checkpoint.folder, model, vocabulary, training, part)
         # Runs may validate on different amounts of the text, as that depends on their speed.
-        runs_of = [read_description(find(Path(run.run))) for run in cell.runs]
-        on = frozenset(map(validated_on, runs_of))
-        portraits.append(portray(cell.cell.upper(), path, model, vocabulary, part, inspection, on))
+        on = frozenset(validated_on(read_description(_scored(run))) for run in cell.runs)
+        name = cell.cell.upper()
+        portraits.append(portray(name, checkpoint, model, vocabulary, part, inspection, on))
     runs = [run for cell in comparison.cells for run in cell.runs]
-    return portraits, [(run, _read_log(Path(run.run))) for run in runs]
+    return portraits, [(run, tuple(read_log(Path(run.run)))) for run in runs]
+
+
+def _scored(run: RunResult) -> Path:
+    """Return the checkpoint that a comparison scored."""
+    return chosen_in(Path(run.run), validated=run.valid_nats_per_char is not None)
 
 
 def _inspect_end(
-    path: Path, model: CharModel, vocabulary: Vocabulary, training: TrainConfig, part: Part
+    run: Path, model: CharModel, vocabulary: Vocabulary, training: TrainConfig, part: Part
 ) -> Inspection | None:
-    """Inspect a model on the end of a part; return None if the part is too short."""
+    """Inspect a run's model on the end of a part; return None if the part is too short."""
     if part.characters < LEAST_CHARACTERS:
         return None
     config = InspectConfig(only=("flow", "memory", "gates", "units"))
     stretch = read_stretch(part.last(config.characters), vocabulary)
-    history = read_history(path, training)
+    history = clipping(read_log(run), training)
     return inspect(model, stretch, vocabulary, config, training, history=history)
-
-
-def _read_log(checkpoint: Path) -> tuple[Row, ...]:
-    """Return the log of the run that a checkpoint belongs to; empty where there is none.
-
-    Raises:
-        RunFolderError: it cannot be read, or one of its lines is not a row.
-    """
-    log = find(checkpoint).parent / LOG
-    return tuple(read_metrics(log)) if log.exists() else ()
-
-
-def read_history(checkpoint: Path, training: TrainConfig) -> Clipping | None:
-    """Return the gradient norms of a checkpoint's training; None where they were not logged.
-
-    Raises:
-        CheckpointError: there is no such checkpoint.
-        RunFolderError: the log cannot be read, or one of its lines is not a row.
-    """
-    return clipping(_read_log(checkpoint), training)
