@@ -388,6 +388,20 @@ class TestBadInput:
         assert "--precision bf16 needs a CPU with AVX512-BF16 or a CUDA GPU" in one_line(result)
         assert result.code == 2
 
+    @pytest.mark.parametrize("precision", [[], ["--precision", "fp32"]])
+    def test_a_gpu_whose_cudnn_is_too_old_for_bf16(
+        self,
+        cli: Cli,
+        texts: dict[str, Path],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        precision: list[str],
+    ) -> None:
+        monkeypatch.setattr("charrnn.runs.starting.multiplies_bf16", lambda device: True)
+        monkeypatch.setattr("charrnn.runs.starting.recurs_in_bf16", lambda device: False)
+        said = cli("train", texts["prose"], "--run", tmp_path / "run", *QUICK, *precision).err
+        assert ("a cuDNN without bf16 recurrences" in said) == (not precision)
+
     def test_weights_of_fewer_bits_on_a_gpu(
         self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:

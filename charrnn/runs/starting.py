@@ -260,7 +260,7 @@ def _unknown(valid_counts: Mapping[int, int], vocabulary: Vocabulary, trained: f
 def _choose(
     choices: recipe.Choices, vocabulary: Vocabulary, train: Part, device: torch.device
 ) -> tuple[ModelConfig, TrainConfig, list[str]]:
-    """Return a new run's numbers, fitted to text and device, and a note on what had to shrink."""
+    """Return a new run's numbers, fitted to text and device, and notes on what that takes away."""
     shape, config = recipe.choose(
         choices,
         vocabulary=vocabulary.size,
@@ -278,4 +278,17 @@ def _choose(
     )
     config = replace(config, batch_size=lanes, bptt=window, loss_last=loss_last)
     refuse_too_large(shape, config, device, is_planned=config.minutes is None)
-    return shape, config, [said] if said else []
+    notes = [said] if said else []
+    if choices.training.get("precision") is None:
+        notes += _no_bf16(device)
+    return shape, config, notes
+
+
+def _no_bf16(device: torch.device) -> list[str]:
+    """Say so where a GPU could train in bf16 but for the cuDNN that torch brings."""
+    if not multiplies_bf16(device) or recurs_in_bf16(device):
+        return []
+    return [
+        f"torch {torch.__version__} has a cuDNN without bf16 recurrences, so the model is smaller "
+        "and trains in fp32: torch builds for CUDA newer than 12.6 have a newer one"
+    ]
