@@ -78,8 +78,9 @@ class Size:
 
 _ON_CUDA = (
     Size("cuda", lanes=64, steps=128, layers=2, hidden=512),
-    # A GPU's default for LSTM and GRU, except that the vocabulary is as large as the embedding.
+    # A GPU's defaults for LSTM and GRU, except that the vocabulary is as large as the embedding.
     Size("cuda", lanes=16, steps=128, layers=1, hidden=1024, vocabulary=72),
+    Size("cuda", lanes=16, steps=128, layers=1, hidden=1536, vocabulary=72),
 )
 _ON_CPU = (Size("cpu", lanes=16, steps=128, layers=1, hidden=384),)
 
