@@ -248,7 +248,7 @@ class TestPlain:
     def test_holds_the_best_loss_against_no_compressor_of_other_characters(
         self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("charrnn.runs.run.MOST_COMPRESSED", 599)
+        monkeypatch.setattr("charrnn.inference.baselines.MOST_COMPRESSED", 599)
         _, best, _ = said(run, Finished("done", complete=True), capsys).splitlines()
         assert best.endswith(f" at step 1,100; unigram {run.baselines['unigram']:.3f} nats")
         run.progress.validate_characters = 600

@@ -263,10 +263,10 @@ static void multiply_in_tiles(matrix m, long from, long to, long rows, const uin
 
 #if defined(WITH_BYTES) && defined(MULTIPLIES_BYTES)
 /* Sums of VECTOR columns. */
-typedef int32_t whole __attribute__((vector_size(4 * VECTOR), aligned(4)));
+typedef int32_t int_vector __attribute__((vector_size(4 * VECTOR), aligned(4)));
 
 /* Add two rows of a panel, multiplied by two numbers of x. */
-INLINE whole add_bytes(whole sum, const int16_t *x, const int8_t *panel)
+INLINE int_vector add_bytes(int_vector sum, const int16_t *x, const int8_t *panel)
 {
     int32_t pair;
     memcpy(&pair, x, sizeof pair);
@@ -274,18 +274,18 @@ INLINE whole add_bytes(whole sum, const int16_t *x, const int8_t *panel)
     const __m512i factors = _mm512_set1_epi32(pair);
     const __m512i weights = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const void *)panel));
 #if defined(__AVX512VNNI__)
-    return (whole)_mm512_dpwssd_epi32((__m512i)sum, factors, weights);
+    return (int_vector)_mm512_dpwssd_epi32((__m512i)sum, factors, weights);
 #else
-    return (whole)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16(factors, weights));
+    return (int_vector)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16(factors, weights));
 #endif
 #else
     const __m256i factors = _mm256_set1_epi32(pair);
     const __m256i weights = _mm256_cvtepi8_epi16(_mm_loadu_si128((const void *)panel));
-    return (whole)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(factors, weights));
+    return (int_vector)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16(factors, weights));
 #endif
 }
 
-INLINE vector as_floats(whole sum)
+INLINE vector as_floats(int_vector sum)
 {
 #if defined(__AVX512BW__)
     return (vector)_mm512_cvtepi32_ps((__m512i)sum);
@@ -302,26 +302,26 @@ INLINE void multiply_bytes(const int rows, long inner, const int16_t *x, long x_
                            float *out, long out_stride)
 {
     const int parts = rows == 1 ? 2 : 1;
-    whole sums[MOST_ROWS][VECTORS];
+    int_vector sums[MOST_ROWS][VECTORS];
     for (int sum = 0; sum < rows * parts; sum++)
         for (int v = 0; v < VECTORS; v++)
-            sums[sum][v] = (whole){0};
+            sums[sum][v] = (int_vector){0};
     for (long k = 0; k < inner; k += 2 * parts)
 #pragma GCC unroll 8
-        for (int part = 0; part < parts; part++)
+        for (int half = 0; half < parts; half++)
 #pragma GCC unroll 8
             for (int row = 0; row < rows; row++)
 #pragma GCC unroll 8
                 for (int v = 0; v < VECTORS; v++) {
-                    const long at = k + 2 * part;
-                    sums[row + part][v] = add_bytes(sums[row + part][v], x + row * x_stride + at,
+                    const long at = k + 2 * half;
+                    sums[row + half][v] = add_bytes(sums[row + half][v], x + row * x_stride + at,
                                                     panel + at * WIDTH + v * 2 * VECTOR);
                 }
 #pragma GCC unroll 8
     for (int row = 0; row < rows; row++)
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++) {
-            const whole sum = parts == 2 ? sums[0][v] + sums[1][v] : sums[row][v];
+            const int_vector sum = parts == 2 ? sums[0][v] + sums[1][v] : sums[row][v];
             *(vector *)(out + row * out_stride + v * VECTOR) =
                 as_floats(sum) * row_units[row] * *(const vector *)(units + v * VECTOR);
         }

@@ -31,8 +31,7 @@ class Fastest:
     def __init__(self, functions: Sequence[Callable[..., object]]) -> None:
         self._functions = functions
         self._seconds = [0.0] * len(functions)
-        # More than none: so one that has not been called counts as the fastest.
-        self._calls = [1e-9] * len(functions)
+        self._calls = [0.0] * len(functions)
         self._trials = [0.0] * len(functions)
         self._turn, self._now, self._left = 0, 0, _TRIAL
 

@@ -115,7 +115,12 @@ def compressed_nats(
 
 
 def marks(
-    train: Mapping[int, int], scored: Part, counts: Mapping[int, int], vocabulary: Vocabulary
+    train: Mapping[int, int],
+    scored: Part,
+    counts: Mapping[int, int],
+    vocabulary: Vocabulary,
+    *,
+    in_full: bool = False,
 ) -> dict[str, float]:
     """Return what a training has to beat, by name: uniform, unigram and bzip2.
 
@@ -125,15 +130,18 @@ def marks(
             ``MOST_COMPRESSED``.
         counts: code point -> occurrences in ``scored``.
         vocabulary: of the model.
+        in_full: leave bzip2 out if it would not get all of them.
 
     Raises:
         CorpusError: the text changed since it was scanned.
     """
-    return {
+    found = {
         "uniform": uniform_nats(counts, vocabulary),
         "unigram": unigram_nats(train, counts, vocabulary),
-        "bzip2": compressed_nats(scored.first(MOST_COMPRESSED), "bzip2"),
     }
+    if not in_full or scored.characters <= MOST_COMPRESSED:
+        found["bzip2"] = compressed_nats(scored.first(MOST_COMPRESSED), "bzip2")
+    return found
 
 
 # The n-gram model ----------------------------------------------------------------

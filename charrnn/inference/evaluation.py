@@ -35,7 +35,8 @@ SHORTEST_LANE = 4 * WARM_UP
 MOST_LANES = {"cpu": 32, "cuda": 512, "mps": 128}
 #: Characters of a lane given to a model at a time, at most.
 WINDOW = 128
-#: Most predictions that ``score_by_position`` holds in memory at once: 100 MB.
+#: Most predictions that ``score_by_position`` holds in memory at once, 100 MB, unless a single
+#: stretch has more.
 MOST_PREDICTIONS = 1 << 22
 #: Most logits in a window, T x B x V: a large vocabulary needs a shorter window. On a GPU each
 #: logit takes 12 bytes (two copies in bf16 and two in float32), so this is 1.6 GB.

@@ -110,6 +110,8 @@ def _steps_in_numpy(model: CharModel, lanes: int, weights: WeightsName) -> int:
     """
     numbers = sum(weight.numel() for weight in model.parameters())
     gates = sum(len(cell.weight_recurrent) for cell in model.layers())
+    # Calls, reading the weights, multiply-adds, the gates' functions. Rough: half of what a step
+    # takes to six times as much, on the machines of docs/performance.md.
     seconds = 5e-5 + numbers * (3e-11 + lanes * 1.5e-11) + lanes * gates * 1e-8
     return math.ceil((1.0 if weights == "fp32" else 0.5) / seconds)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from charrnn.compute.machine import processor
 from charrnn.config import ModelConfig, Record, TrainConfig
 from charrnn.errors import NonFiniteError, TakenFolderError
-from charrnn.inference.baselines import MOST_COMPRESSED, marks
+from charrnn.inference.baselines import marks
 from charrnn.network.model import CharModel
 from charrnn.network.update import Update
 from charrnn.storage.checkpoint import Checkpoint, load
@@ -207,7 +207,7 @@ class Run(_Standing):
     text: TextRecord
     baselines: dict[str, float]
     """Nats per character of the held-out text without a network: uniform, unigram and bzip2, which
-    gets at most its first ``MOST_COMPRESSED`` characters."""
+    gets at most its first ``baselines.MOST_COMPRESSED`` characters."""
     notes: list[str]
     """What the user should know, one sentence each."""
     unknown_share: float
@@ -268,7 +268,7 @@ class Run(_Standing):
 
         Nats per character by name, as in ``baselines``, but of exactly the characters that the best
         validation scored: perhaps only the beginning of what is held out. bzip2 is left out where
-        they are more than ``MOST_COMPRESSED``.
+        they are more than ``baselines.MOST_COMPRESSED``.
 
         Raises:
             CorpusError: the text changed since it was scanned.
@@ -276,10 +276,8 @@ class Run(_Standing):
         assert self.valid is not None, "nothing is validated on"
         scored = self.valid.first(self.progress.validate_characters or self.valid.characters)
         predicted = scored.predicted
-        found = marks(self.train_counts, predicted, predicted.counts(), self.vocabulary)
-        if predicted.characters > MOST_COMPRESSED:
-            del found["bzip2"]
-        return found
+        counts = predicted.counts()
+        return marks(self.train_counts, predicted, counts, self.vocabulary, in_full=True)
 
     def command(self, *options: str) -> str:
         """Return the command line that resumes this run; an owner's command takes no options."""
