@@ -289,6 +289,7 @@ def _no_bf16(device: torch.device) -> list[str]:
     if not multiplies_bf16(device) or recurs_in_bf16(device):
         return []
     return [
-        f"torch {torch.__version__} has a cuDNN without bf16 recurrences, so the model is smaller "
-        "and trains in fp32: torch builds for CUDA newer than 12.6 have a newer one"
+        f"torch {torch.__version__} has a cuDNN without bf16 recurrences, so the run is in fp32, "
+        "which is slower and has smaller defaults: torch builds for CUDA newer than 12.6 have a "
+        "newer one"
     ]
