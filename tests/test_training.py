@@ -22,7 +22,7 @@ from torch import Tensor
 
 from charrnn import recipe
 from charrnn.analysis.flow import initial_model
-from charrnn.compute import compiler
+from charrnn.compute import compiler, device
 from charrnn.config import CellName, ModelConfig, SampleConfig, TextChoices, TrainConfig
 from charrnn.errors import NonFiniteError, RunFolderError, TakenFolderError, UsageError
 from charrnn.inference.baselines import compressed_nats, uniform_nats, unigram_nats
@@ -1275,14 +1275,16 @@ def test_both_rates_follow_the_schedule(
     assert max(factors) > 10 * factors[-1]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_missing_compiler_is_told_on_a_cpu(
-    cell: CellName, start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+    cell: CellName, precision: str, start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiler, "_made", {})
     monkeypatch.setattr(compiler, "find_compiler", list)
     monkeypatch.setattr(compiler, "why_no_compiler", lambda: "gcc is on leave")
     monkeypatch.setattr("platform.system", lambda: "Linux")
-    run = start_run(cell=cell, steps=2)
+    monkeypatch.setattr(device, "has_capability", lambda name: True)
+    run = start_run(cell=cell, steps=2, precision=precision)
     said = [note for note in run.notes if "compiler" in note]
     note = "training is faster with a C compiler that has OpenMP, such as gcc: gcc is on leave"
     assert said == [note]
