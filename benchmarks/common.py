@@ -73,7 +73,7 @@ class ReferenceTraining:
         self.state = detached(state)
         loss = F.cross_entropy(logits_TBV.float().flatten(0, 1), y_TB.flatten())
         self.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimiser.step()
 

@@ -544,7 +544,7 @@ def test_gpu_step_can_be_captured(name: CellName, dtype: torch.dtype, cuda: torc
         # Keeping the autograd graph would tie the weights to the capture's stream.
         return [out.detach(), *torch.autograd.grad(loss, list(cell.parameters()))]
 
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # CUDA graphs need a warm-up off the default stream
         for _ in range(3):

@@ -46,7 +46,7 @@ def naive_dynamic(
         hidden = tuple(tuple(part.detach() for part in state) for state in hidden)
         found += [loss.item() for loss in losses]
         model.zero_grad()
-        torch.stack(losses).mean().backward()  # type: ignore[no-untyped-call]
+        torch.stack(losses).mean().backward()
         sizes = []
         for number, weight in enumerate(model.parameters()):
             assert weight.grad is not None

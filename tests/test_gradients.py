@@ -152,7 +152,7 @@ class TestTruncation:
             pieces = torch.split_with_sizes(flat, [weight.numel() for weight in weights])
             weights = [a.view_as(weight) for a, weight in zip(pieces, weights, strict=True)]
             out_TBH, after = run(x, state, weights, which)
-            return Kept.apply(out_TBH, *weights), after  # type: ignore[no-untyped-call]
+            return Kept.apply(out_TBH, *weights), after
 
         for layer in model.layers():
             monkeypatch.setattr(layer, "_run", partial(copying, layer._run))

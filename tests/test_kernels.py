@@ -52,7 +52,7 @@ class TestLinear:
         monkeypatch.setattr(kernels._ONEDNN, "_linear_pointwise", ours)
         for dtype in (torch.float32, torch.bfloat16):
             weight_NK = random(N, K).requires_grad_()
-            linear(random(T, B, K, dtype=dtype), weight_NK, random(N)).sum().backward()  # type: ignore[no-untyped-call]
+            linear(random(T, B, K, dtype=dtype), weight_NK, random(N)).sum().backward()
         takes_bf16 = kernels._onednn_takes_bf16()
         # In float32 the output, and the weights' gradient where C does not make it.
         wide = 0 if maker else 1 if compiled else 2
@@ -88,7 +88,7 @@ class TestLinear:
     def test_inputs_may_need_no_gradient(self) -> None:
         weight_NK, bias_N = random(N, K).requires_grad_(), random(N).requires_grad_()
         out_TBN = linear(random(T, B, K), weight_NK, bias_N)
-        out_TBN.sum().backward()  # type: ignore[no-untyped-call]
+        out_TBN.sum().backward()
         assert bias_N.grad is not None
         assert bias_N.grad.tolist() == [T * B] * N
 

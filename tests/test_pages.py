@@ -402,7 +402,7 @@ def show(
 
 def messages(browser: webdriver.Chrome, kind: str) -> list[str]:
     """Return what the browser has logged since the last call."""
-    return [row["message"] for row in browser.get_log(kind)]  # type: ignore[no-untyped-call]
+    return [row["message"] for row in browser.get_log(kind)]
 
 
 def colours(browser: webdriver.Chrome) -> list[list[int]]:

@@ -263,7 +263,7 @@ def test_a_whole_update_agrees_with_one_without_c(monkeypatch: pytest.MonkeyPatc
         out_TBH, _ = model.read(x_TB)
         logits_NV = model.predict(out_TBH, 2, 0.9).flatten(0, 1)
         loss = mean_cross_entropy(logits_NV, x_TB.flatten().repeat(2))
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return [loss.detach(), *(weight.grad for weight in model.parameters())]  # type: ignore[list-item]
 
     for ours, theirs in both(updated):

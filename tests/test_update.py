@@ -198,7 +198,7 @@ def test_after_what_is_no_number_no_weight_moves(
         loss, after = window_loss(*window, **named)
         if broken == "loss":
             return loss + number, after  # its gradient is finite
-        loss.register_hook(lambda grad: grad * number)  # type: ignore[no-untyped-call]
+        loss.register_hook(lambda grad: grad * number)
         return loss, after
 
     setting = Setting(tmp_path, "lstm", lanes=3, bptt=17)

@@ -227,7 +227,7 @@ def _through_matrix(g_BH: Tensor, cell: Cell, farthest: int) -> list[Tensor]:
 def _reach(layer: int, state: str, size_KB: NDArray[np.float64]) -> Reach:
     size_K = size_KB.mean(axis=1)
     share_KB = size_KB[:, size_KB[0] > 0]
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         relative_K = size_K / size_K[0]
         share_KB = share_KB / share_KB[0]
     none = not share_KB.size

@@ -112,7 +112,7 @@ def recurs_in_bf16(device: torch.device) -> bool:
     if device.type != "cuda":
         return True
     try:
-        version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        version: int | None = torch.backends.cudnn.version()
     except RuntimeError:  # torch raises it if another GPU here is too old for this cuDNN
         return False
     return version is not None and version >= CUDNN_WITH_BF16

@@ -110,7 +110,7 @@ def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor) -> Tensor:
     """
     x_TBK = x if x.dim() == 3 else x[None]
     if x.device.type == "cpu" and needs_gradient(x, weight_NK, bias_N):
-        out_TBN: Tensor = _Linear.apply(x_TBK, weight_NK, bias_N)  # type: ignore[no-untyped-call]
+        out_TBN: Tensor = _Linear.apply(x_TBK, weight_NK, bias_N)
     else:
         out_TBN = product(x_TBK, weight_NK, bias_N)
     return out_TBN.view(*x.shape[:-1], -1)
@@ -156,7 +156,7 @@ def mean_cross_entropy(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     if logits_NV.device.type != "cpu":
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
         return F.cross_entropy(logits_NV.to(wide), targets_N)
-    result: Tensor = _MeanCrossEntropy.apply(logits_NV, targets_N)  # type: ignore[no-untyped-call]
+    result: Tensor = _MeanCrossEntropy.apply(logits_NV, targets_N)
     return result
 
 
@@ -223,7 +223,7 @@ def dropout(x: Tensor, share: float, masks: int = 1) -> Tensor:
     """
     if x.device.type != "cpu":
         return F.dropout(x.expand(masks, *x.shape), share).flatten(0, 1)
-    result: Tensor = _Dropout.apply(x, share, masks)  # type: ignore[no-untyped-call]
+    result: Tensor = _Dropout.apply(x, share, masks)
     return result
 
 

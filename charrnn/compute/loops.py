@@ -51,9 +51,7 @@ def run_rnn(
         The outputs [T, B, H], in the type of ``projected``, and the state after the last step
         [B, H].
     """
-    result: tuple[Tensor, Tensor] = _RNN.apply(  # type: ignore[no-untyped-call]
-        projected, h_BH, weight_recurrent, which_TB
-    )
+    result: tuple[Tensor, Tensor] = _RNN.apply(projected, h_BH, weight_recurrent, which_TB)
     return result
 
 
@@ -97,7 +95,7 @@ def run_lstm(
     tensors = (projected, h_BH, c_BH, weight_recurrent)
     keep = needs_gradient(*tensors)
     result: tuple[Tensor, Tensor, Tensor]
-    result = _LSTM.apply(keep, *tensors, which_TB)  # type: ignore[no-untyped-call]
+    result = _LSTM.apply(keep, *tensors, which_TB)
     return result
 
 
@@ -125,7 +123,7 @@ def run_gru(
     tensors = (projected, h_BH, weight_recurrent, bias_recurrent)
     keep = needs_gradient(*tensors)
     result: tuple[Tensor, Tensor]
-    result = _GRU.apply(keep, *tensors, which_TB)  # type: ignore[no-untyped-call]
+    result = _GRU.apply(keep, *tensors, which_TB)
     return result
 
 

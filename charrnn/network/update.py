@@ -178,7 +178,7 @@ class Update:
             self.model, x_TB, y_TB, self.hidden, counted,
             config.dropout_masks, config.loss_temperature,
         )  # fmt: skip
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         grads = [weight.grad for weight in self._weights if weight.grad is not None]
         norm, clipped = clip(grads, config.clip_norm, config.clip_value, config.scale_norm)
         self._alive.mul_(torch.isfinite(loss.detach()) & torch.isfinite(norm))
@@ -202,7 +202,7 @@ class Update:
                 # Libraries choose and load their kernels now; they cannot during a capture.
                 self._eager_updates += 1
                 # One side stream for all: freed memory is reused only on its own stream.
-                side = self._side = self._side or torch.cuda.Stream()  # type: ignore[no-untyped-call]
+                side = self._side = self._side or torch.cuda.Stream()
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):
                     result = self._update(x_TB, y_TB, counted)

@@ -56,7 +56,7 @@ class Poison:
             loss, after = real_window_loss(model, *window, **named)
             return loss * self.number, after
         if self.place == "gradient":
-            model.head.weight.register_hook(self._poisoned)  # type: ignore[no-untyped-call]
+            model.head.weight.register_hook(self._poisoned)
             return real_window_loss(model, *window, **named)
         hook = model.embedding.register_forward_hook(lambda _m, _i, out: self._poisoned(out))
         try:
