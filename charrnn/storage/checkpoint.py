@@ -393,9 +393,11 @@ def _reading(path: Path) -> Iterator[tuple[io.FileIO, int]]:
             if not stat.S_ISREG(status.st_mode):
                 raise CheckpointError(f"{shown(path)}: not a regular file, so not a checkpoint")
             yield file, status.st_size
-    except _Foreign as flaw:
-        raise NoCheckpointError(path, str(flaw), flaw.advice) from None
     except _Flaw as flaw:
+        # Its frames hold what was parsed of the file, and from Python 3.13 on each other, too.
+        flaw.__traceback__ = None
+        if isinstance(flaw, _Foreign):
+            raise NoCheckpointError(path, str(flaw), flaw.advice) from None
         # A run's lock lies beside its checkpoints and may be empty: no damaged checkpoint.
         kind = NoCheckpointError if path.name == LOCK else DamagedCheckpointError
         raise kind(path, str(flaw), _advice(path)) from None
