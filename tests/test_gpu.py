@@ -71,7 +71,7 @@ def test_gpu_a_run_goes_on_with_the_next_random_numbers(
     assert torch.equal(train("parts", 47, "--resume"), whole)
 
 
-def test_gpu_plans_minutes_and_captures_anew(cli: Cli, prose: Path, tmp_path: Path) -> None:
+def test_gpu_plans_minutes(cli: Cli, prose: Path, tmp_path: Path) -> None:
     words = ("train", prose, "--run", tmp_path / "run", "--device", "cuda", "--minutes", 0.05)
     result = trained(cli(*words, *SMALL, "--json"))
     assert "planned" in [row["event"] for row in result.rows]

@@ -246,7 +246,8 @@ def cuda_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
     cuda.default_generators = {None: Mock()}
 
     @contextmanager
-    def graph(recording: Recording) -> Iterator[None]:
+    def graph(recording: Recording, stream: Mock) -> Iterator[None]:
+        assert stream is cuda.Stream.return_value  # that of the eager updates
         cuda.recordings.append(recording)
 
         def record(*call: Any) -> UpdateResult:

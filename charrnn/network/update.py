@@ -220,13 +220,17 @@ class Update:
     def _capture(self, x_TB: Tensor, y_TB: Tensor, counted: int) -> None:
         """Record one update as a graph, without running it.
 
+        It records on the stream of the eager updates, for which cuBLAS has its work space by now.
+        One allocated during a capture would lie in the graph's own memory, and torch would use it
+        for later graphs as well, even once the first is gone.
+
         A capture that fails at its end may keep its memory: torch releases the memory pool only of
         a capture that has ended (``CUDAGraph::reset``, in ATen/cuda/CUDAGraph.cpp).
         """
         self._x_TB, self._y_TB = x_TB.clone(), y_TB.clone()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=self._side):
                 self._result = self._update(self._x_TB, self._y_TB, counted)
         except RuntimeError as error:
             # A capture that fails at its end leaves its own stream as the current one and, in
