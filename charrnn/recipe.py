@@ -452,11 +452,10 @@ def plan_validations(
 ) -> tuple[int, int]:
     """Return the steps between validations and the characters each one scores.
 
-    Validation reads one to three times as fast as training (it uses float32 on a CPU that
-    trains in bf16), so 3 to 20 validations that share a tenth of the trained characters take
-    3 to 10 % of the time. If the held-out part is too large for three, every validation scores
-    the same beginning of it. If a validation turns out to cost more, there are fewer, down to
-    the one at the end.
+    Validation, in float32, reads one to three times as fast as training on a CPU, so 3 to 20
+    validations that share a tenth of the trained characters take 3 to 10 % of the time. If the
+    held-out part is too large for three, every validation scores the same beginning of it. If a
+    validation turns out to cost more, there are fewer, down to the one at the end.
 
     Args:
         total_steps: of the run.

@@ -298,7 +298,7 @@ def test_no_clock_counts_the_compilation_of_the_loops(
     assert "loops" in happened[: happened.index("clock")]
 
 
-def test_scores_on_a_cpu_are_in_float32_whatever_the_training_is_in(tmp_path: Path) -> None:
+def test_scores_are_in_float32_whatever_the_training_is_in(tmp_path: Path) -> None:
     part = make_framed_part(tmp_path, make_text(401))
     model = make_model().float()
     exact = score(model, part, vocabulary())

@@ -38,8 +38,8 @@ WINDOW = 128
 #: Most predictions that ``score_by_position`` holds in memory at once, 100 MB, unless a single
 #: stretch has more.
 MOST_PREDICTIONS = 1 << 22
-#: Most logits in a window, T x B x V: a large vocabulary needs a shorter window. On a GPU each
-#: logit takes 12 bytes (two copies in bf16 and two in float32), so this is 1.6 GB.
+#: Most logits in a window, T x B x V: a large vocabulary needs a shorter window. Each takes 8 bytes
+#: (in float32, and as a log-probability), so on a GPU this is 1.1 GB.
 MOST_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 27, "mps": 1 << 27}
 
 
@@ -108,8 +108,8 @@ def score(
     With several lanes, each predicts its own stretch of the text after a warm-up on the
     ``WARM_UP`` characters before it; a single lane is exact. The result does not depend on
     the window. Scoring does not disturb training: it keeps its own state, draws no random
-    numbers and restores the model's mode. On a CPU it computes in float32, whatever the
-    training's precision, so a score during a run is the one its checkpoint will get.
+    numbers and restores the model's mode. It computes in float32, whatever the training's
+    precision, so a score during a run is the one its checkpoint will get.
 
     Args:
         model: the model that predicts.
@@ -165,11 +165,10 @@ def score(
 
 @contextmanager
 def _evaluating(model: CharModel) -> Iterator[None]:
-    """Temporarily turn a model's dropout off and, on a CPU, compute in float32."""
+    """Temporarily turn a model's dropout off and compute in float32."""
     was_training, trained_in = model.training, model.compute_dtype
     model.eval()
-    if model.head.weight.device.type == "cpu":
-        model.compute_dtype = torch.float32
+    model.compute_dtype = torch.float32
     try:
         yield
     finally:
