@@ -753,12 +753,79 @@ def test_a_better_best_checkpoint_outlives_a_run_that_went_back(
     again = resume(run.folder, device=CPU, changes={"lr": 0.001})
     assert again.progress.step == 2
     assert "best.safetensors has 2.0000 nats, of step 4: it stays" in again.notes[-1]
-    kept = [
-        load(run.folder.path / "best.safetensors").meta["progress"]["best_nats"]
+    found = [
+        (
+            event.best,
+            load(run.folder.path / "best.safetensors").meta["progress"]["best_nats"],
+            (again.progress.best_nats, again.progress.best_step),
+            again.progress.validations_since_best,
+        )
         for event in train(again)
         if isinstance(event, Validated)
     ]
-    assert kept == [2.0, 2.0, 1.5, 1.25, 1.25]
+    assert found == [
+        (False, 2.0, (2.0, 4), 0),
+        (False, 2.0, (2.0, 4), 1),
+        (True, 1.5, (1.5, 8), 0),
+        (True, 1.25, (1.25, 10), 0),
+        (False, 1.25, (1.25, 10), 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "found"),
+    [
+        # The same course again: nothing tells the end from that of a run that never stopped.
+        ([2.5, 2.0, 2.25, 2.125], [(False, 0), (True, 0), (False, 1), (False, 2)]),
+        # Nearly the same, as on a GPU; the patience is the same.
+        ([2.5, 2.001, 2.25, 2.125], [(False, 0), (False, 0), (False, 1), (False, 2)]),
+        # Another, which finds nothing better.
+        ([2.75, 3.5, 2.25, 2.125], [(False, 0), (False, 0), (False, 1), (False, 2)]),
+    ],
+)
+def test_a_run_that_went_back_counts_as_at_first_until_it_has_come_as_far(
+    start_run: StartRun,
+    scripted_scores: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    losses: list[float],
+    found: list[tuple[bool, int]],
+) -> None:
+    monkeypatch.setattr(training, "SAVE_SHARE", 1e-9)
+    scripted_scores += [3.0, 2.5, 2.0]
+    run = start_run(steps=10, validate_every=2, patience=2)
+    for event in train(run):  # saves at step 2, and then no more
+        if isinstance(event, Validated) and run.progress.step == 6:
+            break
+    scripted_scores[:] = losses
+    again = resume(run.folder, device=CPU, changes={})
+    assert found == [
+        (event.best, again.progress.validations_since_best)
+        for event in train(again)
+        if isinstance(event, Validated)
+    ]
+    assert (again.progress.best_nats, again.progress.best_step) == (2.0, 6)
+
+
+@pytest.mark.parametrize(("changes", "ends"), [({"steps": 2}, 2), ({"steps": 4}, 4), ({}, 3)])
+def test_a_run_that_ends_before_its_best_checkpoint_reports_that(
+    start_run: StartRun,
+    scripted_scores: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, int],
+    ends: int,
+) -> None:
+    """With a smaller budget, at once or after another validation; or stopped."""
+    monkeypatch.setattr(training, "SAVE_SHARE", 1e-9)
+    scripted_scores += [3.0, 2.5, 2.0]
+    run = start_run(steps=10, validate_every=2)
+    for event in train(run):  # saves at step 2, and then no more
+        if isinstance(event, Validated) and run.progress.step == 6:
+            break
+    scripted_scores[:] = [2.5]
+    again = resume(run.folder, device=CPU, changes=changes)
+    list(train(again, lambda: "stop" if again.progress.step == ends else None))
+    shown = again.summary.progress
+    assert (again.progress.step, shown.best_nats, shown.best_step) == (ends, 2.0, 6)
 
 
 @pytest.mark.parametrize("damage", [True, False])

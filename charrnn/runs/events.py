@@ -50,7 +50,7 @@ class Validated:
     row: dict[str, Any]
     scores: Scores
     best: bool
-    """Whether this is the lowest loss so far."""
+    """Whether this is the lowest loss so far, so that the best checkpoint has these weights."""
 
 
 @dataclass(frozen=True)

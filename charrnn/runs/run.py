@@ -220,7 +220,8 @@ class Run(_Standing):
     saved: SavedState | None = None
     """None: nothing has been saved."""
     better: Progress | None = None
-    """Progress in the best checkpoint on disk, if the run was resumed from before it."""
+    """Progress in the best checkpoint on disk, if the run was resumed from before it and has not
+    come as far again."""
 
     @property
     def device(self) -> torch.device:
@@ -260,7 +261,7 @@ class Run(_Standing):
             config=self.config,
             text=self.text,
             files=len(self.train.corpus.files),
-            progress=self.progress,
+            progress=self._with_better(),
         )
 
     def marks(self) -> dict[str, float]:
@@ -351,19 +352,57 @@ class Run(_Standing):
         path = self.folder.save_last(replace(checkpoint, meta=meta))
         self.saved = self.saved._replace(path=path, settings=settings)
 
-    def save_best(self) -> None:
-        """Write the weights alone as the run's best checkpoint, unless the one there is better.
+    def count_validation(self, nats: float) -> bool:
+        """Take note of a validation's loss; if it is the lowest so far, save the weights.
 
         A run resumed from before its best checkpoint, which may be newer than the last complete
-        state, may take another course this time.
+        state, may take another course this time. Until it has come as far again, it compares as
+        it did the first time; if it has not found the like by then, that checkpoint is its best.
+
+        Returns:
+            Whether the best checkpoint now has these weights.
+
+        Raises:
+            NonFiniteError, RunFolderError: as in ``save_best``.
+        """
+        progress, kept = self.progress, self.better
+        is_lower = progress.best_nats is None or nats < progress.best_nats
+        if is_lower:
+            progress.best_nats, progress.best_step = nats, progress.step
+        progress.validations_since_best = 0 if is_lower else progress.validations_since_best + 1
+        if kept is not None and kept.is_better_than(progress):
+            assert kept.best_step is not None, "a best loss has a step"
+            if progress.step == kept.best_step:  # this is the like of it
+                progress.validations_since_best = 0
+            elif progress.step > kept.best_step:
+                progress.validations_since_best = max(1, progress.validations_since_best)
+            if progress.step >= kept.best_step:
+                self.adopt_better()
+            return False
+        if is_lower:
+            self.save_best()
+        return is_lower
+
+    def adopt_better(self) -> None:
+        """Count the best checkpoint on disk as this run's best, if it is better."""
+        best = self._with_better()
+        self.progress.best_nats, self.progress.best_step = best.best_nats, best.best_step
+        self.better = None
+
+    def _with_better(self) -> Progress:
+        """Return the progress with the best that is on disk."""
+        kept, now = self.better, self.progress
+        if kept is None or not kept.is_better_than(now):
+            return now
+        return replace(now, best_nats=kept.best_nats, best_step=kept.best_step)
+
+    def save_best(self) -> None:
+        """Write the weights alone as the run's best checkpoint.
 
         Raises:
             NonFiniteError: a weight is a NaN or an infinity; nothing is written.
             RunFolderError: the file could not be written; the earlier one stays.
         """
-        kept, now = self.better, self.progress
-        if kept is not None and kept.is_better_than(now):
-            return
         self.folder.save_best(self._checkpoint({}))
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:

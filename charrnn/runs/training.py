@@ -119,6 +119,8 @@ class _Loop:
             ) from error
         if run.is_over and run.progress.row_updates:
             yield from self._log()  # the plan or patience ended the run between two rows
+        if run.is_finished:
+            run.adopt_better()
         # If nothing was left to do, a new setting, such as a rate, has had no effect: not saved.
         if not run.is_saved and not had_finished:
             yield self._save()
@@ -326,13 +328,7 @@ class _Loop:
                 f"the validation loss is not finite after step {progress.step:,}; {run.way_back()}"
             )
         progress.validated_step = progress.step
-        best = progress.best_nats is None or nats < progress.best_nats
-        if best:
-            progress.best_nats, progress.best_step = nats, progress.step
-            progress.validations_since_best = 0
-            run.save_best()
-        else:
-            progress.validations_since_best += 1
+        best = run.count_validation(nats)
         row = self._row() | {"valid_nats_per_char": nats}
         scored = progress.seconds
         progress.validations += 1

@@ -133,7 +133,8 @@ def _portrayed(run: Run) -> Iterable[str]:
 
 
 def _ending(event: Finished, run: Run) -> Iterable[str]:
-    progress, summary = run.progress, run.summary
+    summary = run.summary
+    progress = summary.progress
     yield f"{why_ended(event.reason, run.config.patience)} after {come_to(summary)}"
     marks: dict[str, float] = {}
     if progress.best_nats is not None and run.valid is not None:
@@ -261,7 +262,7 @@ class _JsonLines(Display):
         elif isinstance(event, Validated):
             self._print("validated", **event.row, best=event.best)
         elif isinstance(event, Finished):
-            progress = self.run.progress
+            progress = self.run.summary.progress
             self._print(
                 "finished",
                 reason=event.reason,
