@@ -624,11 +624,13 @@ def _count(part: Part) -> NDArray[np.int64]:
 
 
 def _add(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the sum of two arrays of counts, the shorter one padded with zeros."""
+    """Return the sum of two arrays of counts, made in the longer one.
+
+    A new array for every block would be a megabyte once a text has had an emoji.
+    """
     short, long = sorted((a, b), key=len)
-    total = long.copy()
-    total[: len(short)] += short
-    return total
+    long[: len(short)] += short
+    return long
 
 
 def _as_dict(counts: NDArray[np.int64]) -> dict[int, int]:
