@@ -121,12 +121,12 @@ def check_replaceable(path: Path) -> None:
         RunFolderError: the folder is missing or not writable, or ``path`` exists and is not a
             regular file.
     """
-    if path.exists() and not path.is_file():
-        raise RunFolderError(
-            f"{shown(path)}: cannot save: it exists and is not a regular file: give another"
-        )
     temporary = _temporary(path)
     with refusals(path, "cannot save"):
+        if exists(path) and not path.is_file():
+            raise RunFolderError(
+                f"{shown(path)}: cannot save: it exists and is not a regular file: give another"
+            )
         os.close(_create(temporary))
         temporary.unlink()
 

@@ -11,6 +11,7 @@ import pytest
 
 from charrnn.commands.reporting import refuse_overwriting, show_and_report
 from charrnn.commands.stopping import Stopped
+from charrnn.disk import check_replaceable
 from charrnn.errors import RunFolderError, UsageError
 from tests.conftest import refusing
 
@@ -49,6 +50,11 @@ def test_results_that_nobody_reads_cost_no_page(page: Path) -> None:
     with pytest.raises(BrokenPipeError):
         show_and_report(mock.Mock(side_effect=BrokenPipeError), page, lambda: "new")
     assert page.read_text(encoding="utf-8") == "new"
+
+
+def test_a_page_whose_name_the_system_refuses(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="cannot save: File name too long"):
+        check_replaceable(tmp_path / ("long" * 99))
 
 
 def test_what_failed_before_costs_neither(page: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from charrnn.disk import refusals, replacing, sync
+from charrnn.disk import exists, refusals, replacing, sync
 from charrnn.errors import RunFolderError
 from charrnn.text.files import LOG
 from charrnn.wording import shown
@@ -141,7 +141,9 @@ def read_log(run: Path) -> list[dict[str, Any]]:
         RunFolderError: as ``read_metrics``.
     """
     log = run / LOG
-    return read_metrics(log) if log.exists() else []
+    with refusals(log, "cannot read"):
+        is_there = exists(log)
+    return read_metrics(log) if is_there else []
 
 
 def _remove_cut_line(fd: int) -> None:
