@@ -96,6 +96,18 @@ def command_line(words: Iterable[str | Path]) -> str:
     return " ".join(map(_pasted, words))
 
 
+def resume_command(folder: Path, *options: str, names_text: bool = False) -> str:
+    """Return the command line that resumes the run in a folder.
+
+    Args:
+        folder: the run's.
+        options: to append.
+        names_text: whether it must name the text, which was standard input or has moved.
+    """
+    named = ["TEXT"] if names_text else []
+    return command_line(["charrnn", "train", *named, "--run", folder, "--resume", *options])
+
+
 def _pasted(word: str | Path) -> str:
     """Return a word quoted for the shell."""
     plain = str(word)

@@ -491,6 +491,11 @@ class TestBadInput:
             assert one_line(cli(*begin, "--quiet").without_notes) == (
                 "charrnn: out of memory: give a smaller --hidden, --batch-size or --bptt\n"
             )
+            kept = f"--init-from={texts['trained']}"
+            begin_with = (*begin[:4], "--steps", 4, "--validate-every", 2, kept, "--quiet")
+            assert one_line(cli(*begin_with).without_notes) == (
+                "charrnn: out of memory: give a smaller --batch-size or --bptt\n"
+            )
         go_on = f"charrnn train --run {shlex.quote(str(run))} --resume"
         more = "charrnn: out of memory: continue on a machine with more, or with another --device"
         once = mock.Mock(side_effect=[mock.DEFAULT, MemoryError], wraps=score)

@@ -1096,11 +1096,31 @@ class TestCompare:
         (tmp_path / "run" / left).touch()
         refused = cli("compare", prose, "--run", tmp_path / "run", *QUICK)
         assert (refused.code, refused.out) == (1, "")
-        assert refused.err.endswith(
-            "run: holds a run already: go on with it with --resume, or choose another folder with "
-            "--run\n"
-        )
+        go_on = f"charrnn train --run {shlex.quote(str(tmp_path / 'run'))} --resume"
+        holds = f"a run already: go on with it with: {go_on}; or choose"
+        if left == "lock":
+            holds = "a run that has saved nothing yet, or was killed before it did: choose"
+        assert refused.err.endswith(f"run: holds {holds} another folder with --run\n")
         assert [path.name for path in (tmp_path / "run").iterdir()] == [left]
+        if left != "lock":
+            refused = cli("compare", "--run", tmp_path / "run", "--resume")
+            assert (refused.code, refused.out) == (1, "")
+            assert refused.err.endswith(
+                f"holds no comparison to resume: it holds a run: go on with it with: {go_on}\n"
+            )
+
+    def test_one_of_its_runs_is_no_comparison(
+        self, cli: Cli, prose: Path, uninterrupted: Path
+    ) -> None:
+        run = uninterrupted / "gru-seed1"
+        go_on = f"charrnn compare --run {shlex.quote(str(uninterrupted))} --resume"
+        for words, said in (
+            ((prose, *QUICK), "holds a run already: go on with it with"),
+            (("--resume",), "holds no comparison to resume: it holds a run: go on with it with"),
+        ):
+            refused = cli("compare", *words, "--run", run)
+            assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
+            assert f"{run}: {said}: {go_on}" in refused.err
 
     def test_a_file_is_no_folder(self, cli: Cli, prose: Path) -> None:
         refused = cli("compare", prose, "--run", prose, *QUICK)

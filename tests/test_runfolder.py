@@ -321,6 +321,10 @@ def test_a_checkpoint_is_no_folder_to_resume(tmp_path: Path) -> None:
         f"{last}: holds no run to resume: it is a file; name the folder of a run, such as "
         f"{tmp_path / 'run'}"
     )
+    (tmp_path / "text").touch()
+    assert said(lambda: RunFolder.open_existing(tmp_path / "text")) == (
+        f"{tmp_path / 'text'}: holds no run to resume: it is a file; name the folder of a run"
+    )
 
 
 @pytest.mark.parametrize("path", ["file", "file/run"])

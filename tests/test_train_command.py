@@ -556,6 +556,37 @@ class TestTrain:
         assert f"weights and vocabulary from {trained}: it knows 100.00 % of the " in result.err
         assert "characters, and lacks" not in result.err
 
+    def test_says_what_may_be_smaller_beside_given_weights(
+        self, cli: Cli, prose: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("charrnn.runs.assembling.memory_bytes", lambda: 1000)
+        words = ("train", prose, "--run", tmp_path / "run", *QUICK[:2])
+        smaller = "available: give a smaller"
+        assert one_line(cli(*words)).endswith(
+            f"{smaller} --hidden, --embedding, --layers, --batch-size or --bptt\n"
+        )
+        beside = one_line(cli(*words, "--init-from", trained))
+        assert beside.endswith(f"{smaller} --batch-size or --bptt\n")
+
+    def test_says_that_the_embedded_corpus_changes_with_python(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        library = Path(shutil.copy(prose, tmp_path / "library.py"))
+        for module in ("runs.starting", "runs.resuming", "runs.comparing", "storage.reading"):
+            monkeypatch.setattr(f"charrnn.{module}.embedded_corpus", lambda: [str(library)])
+        run, compared = tmp_path / "run", tmp_path / "compared"
+        assert cli("train", "--run", run, *QUICK).code == 0
+        assert cli("compare", "--cell", "rnn", "--run", compared, *QUICK).code == 0
+        library.write_text(make_prose(6007, seed=5), encoding="utf-8")
+        for words, whose, so in (
+            (("train", "--run", run, "--resume"), "this run was", ", or start anew"),
+            (("evaluate", run, "--part", "valid"), "its run was", "; --text"),
+            (("compare", "--run", compared, "--resume", "--seeds", 2), "this comparison", ", or"),
+        ):
+            said = one_line(cli(*words))
+            assert f"Python's own library ({library}) is not the one {whose}" in said
+            assert f": it changes with Python: use the version of then{so}" in said
+
     def test_says_when_no_update_made_the_model_better(
         self, cli: Cli, prose: Path, trained: Path, tmp_path: Path
     ) -> None:

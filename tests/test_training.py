@@ -601,7 +601,7 @@ def test_what_a_training_needs_is_known_before(
         )
         monkeypatch.setattr(name, asked)
         with nullcontext() if share > 1 else pytest.raises(UsageError, match="needs about"):
-            refuse_too_large(model, training, torch.device(where))
+            refuse_too_large(model, training, torch.device(where), "wait")
 
 
 def test_dropout_that_a_plan_has_ruled_out_needs_no_memory(
@@ -624,9 +624,9 @@ def test_dropout_that_a_plan_has_ruled_out_needs_no_memory(
     shape = replace(run.model.config, dropout=0.0, vocabulary=1000)
     config = replace(run.config, dropout_masks=3, bptt=20_000)
     monkeypatch.setattr("charrnn.runs.assembling.memory_bytes", lambda: 400_000_000)
-    refuse_too_large(shape, config, CPU, is_planned=True)
+    refuse_too_large(shape, config, CPU, "wait", is_planned=True)
     with pytest.raises(UsageError, match="needs about"):
-        refuse_too_large(shape, config, CPU)
+        refuse_too_large(shape, config, CPU, "wait")
 
 
 def test_what_is_too_large_is_said_in_gigabytes(monkeypatch: pytest.MonkeyPatch) -> None:

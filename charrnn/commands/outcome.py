@@ -135,6 +135,8 @@ def _remedy(error: Exception, arguments: Sequence[str]) -> str:
     # A resumed run keeps its sizes.
     if "--resume" in arguments or hasattr(error, "__notes__"):
         return "continue on a machine with more, or with another --device"
+    if any(word.partition("=")[0] == "--init-from" for word in arguments):  # nor do weights
+        return "give a smaller --batch-size or --bptt"
     return "give a smaller --hidden, --batch-size or --bptt"
 
 

@@ -50,7 +50,7 @@ CUSHION = 1.01
 AGREEING = 0.605
 #: Most rows in a band. A band of r rows and C columns costs r (2C + r) multiply-adds per row, so
 #: a square matrix in two halves costs 0.42 of the whole. A plain RNN of 512 units has only one
-#: such matrix, and learns worse in bands of 128 rows; in bands of 171 it does not.
+#: such matrix, and learns worse in bands of 128 rows; in bands of 171 (now 176) it does not.
 BAND = 192
 #: The rows of a larger band are rounded up to a multiple of this, for the processor's fast kernels.
 _GRAIN = 16

@@ -140,7 +140,7 @@ def refuse_too_large(
     shape: ModelConfig,
     config: TrainConfig,
     device: torch.device,
-    instead: str = "give a smaller --hidden, --embedding, --layers, --batch-size or --bptt",
+    instead: str,
     *,
     is_planned: bool = False,
 ) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,7 +33,13 @@ from charrnn.errors import (
 from charrnn.inference.baselines import uniform_nats
 from charrnn.inference.evaluation import Interrupted, Scores, run_once, score
 from charrnn.runs.comparison import RunFailure, RunResult
-from charrnn.runs.comparison_folder import TEXTS, name_moved, read_result, read_results
+from charrnn.runs.comparison_folder import (
+    TEXTS,
+    going_on,
+    name_moved,
+    read_result,
+    read_results,
+)
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.events import Event, Finished
 from charrnn.runs.matching import shapes, sizes
@@ -52,7 +58,7 @@ from charrnn.storage.reading import (
 from charrnn.storage.runfolder import RunFolder, has_state
 from charrnn.storage.trained import chosen_in, load_model, trained_by
 from charrnn.text.corpus import Part, scan
-from charrnn.text.files import LOCK, LOG, PLAN, RESULT, embedded_corpus
+from charrnn.text.files import EMBEDDED, LOCK, LOG, PLAN, RESULT, embedded_corpus
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import joined, shown
 
@@ -96,23 +102,17 @@ def compare(
     Raises:
         CharrnnError: the text, the folder or a checkpoint is not usable.
     """
-    new, kept = begun is None, begun  # ``kept`` is the plan in the folder
-    if new:
-        _refuse_used(folder)
-        refuse_text_within(plan.text(), folder, "a comparison")
-    runs = [(seed, cell, folder / plan.run_name(seed, cell)) for seed, cell in plan.runs()]
-    known = kept.seeds if kept else 0
-    instead = "choose another folder with --run" if new else "move it elsewhere"
-    _refuse_foreign_runs((path for seed, _, path in runs if seed >= plan.seed + known), instead)
+    _refuse_taken(folder, plan, begun)
+    done = [] if begun is None else [one for one in read_results(folder, plan) if one]
+    runs = [*plan.runs()]
+    left = len(runs) - len(done)
+    if begun is not None and left:
+        _refuse_another_machine(begun, device)
+    kept = begun  # the plan in the folder
     moved = [name for name in TEXTS if kept and getattr(kept, name) != getattr(plan, name)]
-    done = [] if new else [result for result in read_results(folder, plan) if result]
-    is_done = len(done) == len(runs)
-    if is_done and not moved:
-        # Nothing is left to train, so neither the text nor the recipe's sizes matter.
+    if not left and not moved:  # then neither the text nor the recipe's sizes matter
         yield from done
         return
-    if kept is not None and not is_done:
-        _refuse_another_machine(kept, device)
     try:
         part, plan = _read_text(plan)
     except CorpusError as error:
@@ -122,7 +122,7 @@ def compare(
     if kept is not None and moved:
         kept = replace(kept, texts=plan.texts, valid=plan.valid)
         write_json(folder / PLAN, kept.to_dict())
-    if is_done:
+    if not left:
         yield from done
         return
     found, training, notes = shapes(
@@ -132,10 +132,11 @@ def compare(
         device=device.type,
         bf16=recurs_in_bf16(device),
     )
-    if new:
+    if begun is None:
         plan = replace(plan, precision=training["precision"])
     yield from [*notes, *_unequal_minutes(plan, done, device)]
-    for number, (seed, cell, path) in enumerate(runs, start=1):
+    for number, (seed, cell) in enumerate(runs, start=1):
+        path = folder / plan.run_name(seed, cell)
         shape, result = found[cell], read_result(path)
         if result is not None:
             _refuse_another_shape(path, result.layers, result.hidden, result.parameters, shape)
@@ -197,20 +198,27 @@ def _refuse_used(folder: Path) -> None:
     """Refuse to begin a comparison where there is one already, or a run."""
     if folder.is_file():
         raise RunFolderError(f"{shown(folder)}: is a file: choose a folder with --run")
-    found = "a comparison" if (folder / PLAN).exists() else None
-    # A run that has saved nothing yet has only its lock.
-    if (folder / LOCK).exists() or has_state(folder):
-        found = "a run"
-    if found is not None:
-        raise RunFolderError(
-            f"{shown(folder)}: holds {found} already: go on with it with --resume, or choose "
-            "another folder with --run"
-        )
+    if has_state(folder):
+        holds = f"a run already: go on with it with: {going_on(folder)}; or choose"
+    elif (folder / LOCK).exists():
+        holds = "a run that has saved nothing yet, or was killed before it did: choose"
+    elif (folder / PLAN).exists():
+        holds = "a comparison already: go on with it with --resume, or choose"
+    else:
+        return
+    raise RunFolderError(f"{shown(folder)}: holds {holds} another folder with --run")
 
 
-def _refuse_foreign_runs(added: Iterable[Path], instead: str) -> None:
-    """Refuse to begin a run where there is one already, or the weights of one."""
-    for path in added:
+def _refuse_taken(folder: Path, plan: Plan, begun: Plan | None) -> None:
+    """Refuse to begin a comparison, or a run of it, where there is another's work already."""
+    if begun is None:
+        _refuse_used(folder)
+        refuse_text_within(plan.text(), folder, "a comparison")
+        known, instead = 0, "choose another folder with --run"
+    else:
+        known, instead = begun.seeds, "move it elsewhere"
+    added = [one for one in plan.runs() if one[0] >= plan.seed + known]
+    for path in (folder / plan.run_name(seed, cell) for seed, cell in added):
         if (path / RESULT).exists() or (path / BEST).exists() or has_state(path):
             raise RunFolderError(
                 f"{shown(path)}: holds a run already, that does not belong to this comparison: "
@@ -250,7 +258,8 @@ def _refuse_another_text(plan: Plan, train: Part, valid: Part | None) -> None:
         of="this comparison",
         instead=", or compare anew in another folder with --run",
     )
-    refuse(train.corpus, plan.fingerprint)
+    what = "the text" if plan.texts else EMBEDDED
+    refuse(train.corpus, plan.fingerprint, what, embedded=not plan.texts)
     if plan.valid and valid is not None:
         refuse(valid.corpus, plan.valid_fingerprint, "the validation text")
 

@@ -176,6 +176,11 @@ class Comparison:
         return cls(plan, tuple(map(CellResult, filter(None, runs))), tuple(failures))
 
     @property
+    def best_cell(self) -> CellResult:
+        """The cell of the lowest mean loss."""
+        return min(self.cells, key=lambda cell: cell.nats_per_char)
+
+    @property
     def least_difference(self) -> float | None:
         """The difference in nats above which chance is an unlikely cause.
 

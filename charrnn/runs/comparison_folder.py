@@ -18,7 +18,7 @@ from charrnn.errors import RunFolderError, UsageError
 from charrnn.runs.comparison import RunResult
 from charrnn.runs.comparison_plan import Plan
 from charrnn.text.files import PLAN, RESULT, absolute_names
-from charrnn.wording import command_line, reason, shown
+from charrnn.wording import command_line, reason, resume_command, shown
 
 R = TypeVar("R", bound=Record)
 
@@ -36,9 +36,12 @@ def open_plan(folder: Path) -> Plan:
         raise RunFolderError(f"{shown(folder)}: is a file: name a comparison's folder")
     plan = _read(folder / PLAN, Plan)
     if plan is None:
-        raise RunFolderError(
-            f"{shown(folder)}: holds no comparison to resume: leave --resume out to start one"
-        )
+        from charrnn.storage.runfolder import has_state  # only now: it imports torch
+
+        instead = "leave --resume out to start one"
+        if has_state(folder):
+            instead = f"it holds a run: go on with it with: {going_on(folder)}"
+        raise RunFolderError(f"{shown(folder)}: holds no comparison to resume: {instead}")
     return plan
 
 
@@ -106,6 +109,17 @@ def comparison_of(run: Path) -> Path | None:
         return None
     plan = open_plan(run.parent)
     return run.parent if run.name in {plan.run_name(*one) for one in plan.runs()} else None
+
+
+def going_on(run: Path) -> str:
+    """Return the command that goes on with the run in a folder, or with its comparison.
+
+    Raises:
+        RunFolderError: as in ``comparison_of``.
+    """
+    if (comparison := comparison_of(run)) is not None:
+        return command_line(resume_words(comparison))
+    return resume_command(run)
 
 
 def resume_words(folder: Path) -> list[str | Path]:

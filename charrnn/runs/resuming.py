@@ -35,9 +35,9 @@ from charrnn.storage.runfolder import RunFolder
 from charrnn.storage.trained import described, prefixed, with_weights
 from charrnn.text.corpus import Part, scan
 from charrnn.text.decoding import text_encoding
-from charrnn.text.files import absolute_names, embedded_corpus
+from charrnn.text.files import EMBEDDED, absolute_names, embedded_corpus
 from charrnn.text.stream import Lanes
-from charrnn.wording import command_line, flag, joined, shown
+from charrnn.wording import flag, joined, resume_command, shown
 
 #: Fields that the rules may choose anew with every budget -> the field that says whether they do.
 BY_PLAN = {
@@ -215,7 +215,7 @@ def _moved(
     elif "-" in record.texts:
         raise UsageError(
             "this run read standard input, which cannot be read again: give the same text as a "
-            f"file, charrnn train FILE --run {command_line([folder.path])} --resume"
+            f"file: {resume_command(folder.path, names_text=True)}"
         )
     if valid_texts:
         if not record.valid_texts:
@@ -236,9 +236,12 @@ def _read_again(
     try:
         corpus = scan(readable(record.texts, spooled) or embedded_corpus(), record.encoding)
     except CorpusError as error:
-        resumed = command_line(["charrnn", "train", "TEXT", "--run", folder.path, "--resume"])
-        raise CorpusError(f"{error}; if the run's text has moved, name it: {resumed}") from error
-    refuse_another_text(corpus, record.fingerprint, known=record.files)
+        named = resume_command(folder.path, names_text=True)
+        raise CorpusError(f"{error}; if the run's text has moved, name it: {named}") from error
+    what = "the text" if record.texts else EMBEDDED
+    refuse_another_text(
+        corpus, record.fingerprint, what, known=record.files, embedded=not record.texts
+    )
     valid_corpus = corpus
     if record.valid_texts:
         try:

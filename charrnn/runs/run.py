@@ -28,7 +28,7 @@ from charrnn.storage.trained import prefixed
 from charrnn.text.corpus import Part
 from charrnn.text.stream import Lanes, Windows
 from charrnn.text.vocabulary import Vocabulary
-from charrnn.wording import command_line, shown
+from charrnn.wording import command_line, resume_command, shown
 
 
 @dataclass
@@ -149,7 +149,7 @@ class RunSummary(_Standing):
     config: TrainConfig
     text: TextRecord
     files: int
-    """Files of the text; 0: not known, as for a single file or more than a checkpoint records."""
+    """Files of the text; 0: not known, as a checkpoint records neither one nor very many."""
     progress: Progress
 
     @property
@@ -284,7 +284,7 @@ class Run(_Standing):
         """Return the command line that resumes this run; an owner's command takes no options."""
         if self.owner is not None:
             return self.owner
-        return resume_command(self.text, self.folder.path, *options)
+        return resume_command(self.folder.path, *options, names_text="-" in self.text.texts)
 
     def is_kept(self, error: Exception) -> bool:
         """Whether the saved state survives an error: the folder may be gone, or another run's."""
@@ -468,15 +468,3 @@ class Run(_Standing):
                     f"{self.way_back()}"
                 )
         return Checkpoint(saved, meta)
-
-
-def resume_command(text: TextRecord, folder: Path, *options: str) -> str:
-    """Return the command line that resumes the run in a folder.
-
-    Args:
-        text: the run's; if it was standard input, a text must be named in its place.
-        folder: the run's.
-        options: to append.
-    """
-    named = ["TEXT"] if "-" in text.texts else []
-    return command_line(["charrnn", "train", *named, "--run", folder, "--resume", *options])

@@ -105,6 +105,9 @@ def start(
     shape, config, said = _choose(choices, vocabulary, train, device)
     if origin is not None:
         config = replace(config, init_from=str(origin.path.absolute()))
+    smaller = "--hidden, --embedding, --layers, " if origin is None else ""  # else it is settled
+    instead = f"give a smaller {smaller}--batch-size or --bptt"
+    refuse_too_large(shape, config, device, instead, is_planned=config.minutes is None)
     torch.manual_seed(config.seed)
     model = CharModel(shape) if origin is None else with_weights(shape, origin.weights, origin.path)
     return assemble(
@@ -277,7 +280,6 @@ def _choose(
         train.characters, config.batch_size, config.bptt, config.loss_last
     )
     config = replace(config, batch_size=lanes, bptt=window, loss_last=loss_last)
-    refuse_too_large(shape, config, device, is_planned=config.minutes is None)
     notes = [said] if said else []
     if choices.training.get("precision") is None:
         notes += _no_bf16(device)

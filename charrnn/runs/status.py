@@ -15,12 +15,12 @@ import torch
 from charrnn.config import TrainConfig
 from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.runs.comparison_folder import comparison_of, resume_words
-from charrnn.runs.run import Progress, RunSummary, resume_command
+from charrnn.runs.run import Progress, RunSummary
 from charrnn.storage.checkpoint import find
 from charrnn.storage.reading import TextRecord
 from charrnn.storage.runfolder import checkpoints_in
 from charrnn.storage.trained import load_model
-from charrnn.wording import command_line, shown
+from charrnn.wording import command_line, resume_command, shown
 
 
 @dataclass(frozen=True)
@@ -150,4 +150,4 @@ def _command(folder: Path, text: TextRecord) -> str:
     with suppress(RunFolderError):  # an unusable plan is reported by the command itself
         if (comparison := comparison_of(folder)) is not None:
             return command_line(resume_words(comparison))
-    return resume_command(text, folder)
+    return resume_command(folder, names_text="-" in text.texts)

@@ -33,7 +33,7 @@ from charrnn.storage.reading import (
 from charrnn.storage.runfolder import files_of_run
 from charrnn.storage.trained import load_model
 from charrnn.text.corpus import Part, scan
-from charrnn.text.files import PLAN
+from charrnn.text.files import EMBEDDED, PLAN
 from charrnn.text.vocabulary import Vocabulary, listed
 from charrnn.wording import counted, shown
 
@@ -140,7 +140,7 @@ class Subject:
             return str(source)
         trained = self.trained_on
         names = source.texts or (source.part == "valid" and trained.valid_texts) or trained.texts
-        of = "Python's own library"
+        of = EMBEDDED
         if names:
             of = str(TextSource(texts=tuple(Path(name).name or name for name in names)))
         return f"the {source.part} part of {of}"

@@ -16,7 +16,7 @@ from charrnn.errors import CheckpointError, CorpusError, RunFolderError, UsageEr
 from charrnn.storage.checkpoint import LAST, MAX_HEADER, Checkpoint, read_description
 from charrnn.text.corpus import DIGEST, Corpus, Part, Split, exact, scan, split
 from charrnn.text.decoding import BYTES, is_own_name, text_encoding
-from charrnn.text.files import absolute_names, embedded_corpus, text_within
+from charrnn.text.files import EMBEDDED, absolute_names, embedded_corpus, text_within
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import shown
 
@@ -238,6 +238,8 @@ def refuse_another_text(
     of: str = "this run",
     known: Collection[str] = (),
     instead: str = ", or start anew (train --init-from begins with its weights)",
+    *,
+    embedded: bool = False,
 ) -> None:
     """Refuse a text other than the one that was read before.
 
@@ -248,16 +250,20 @@ def refuse_another_text(
         of: what the message calls the run that read the text before.
         known: digests of the files of the text before, as far as they are known.
         instead: the end of the message: what else to do.
+        embedded: whether the text is the embedded corpus.
 
     Raises:
         CorpusError: they differ.
     """
     if corpus.fingerprint == fingerprint:
         return
+    back = "bring the old text back"
+    if embedded:
+        back = "it changes with Python: use the version of then"
     raise CorpusError(
         f"{what} ({_files(corpus)}{_differing(corpus, known)}) is not the one {of} was started "
         f"on: {corpus.characters:,} characters, SHA-256 {corpus.fingerprint[:12]}..., not "
-        f"{str(fingerprint)[:12]}...: bring the old text back{instead}"
+        f"{str(fingerprint)[:12]}...: {back}{instead}"
     )
 
 
@@ -310,7 +316,8 @@ def recorded_part(
     if borders is None:
         raise UsageError(f"{shown(path)}: its run held out no {name} part")
     record = _last_named(record, checkpoint.folder)
-    names, fingerprint, known, what = record.texts, record.fingerprint, record.files, "the text"
+    names, fingerprint, known = record.texts, record.fingerprint, record.files
+    what = "the text" if moved or names else EMBEDDED
     if name == "valid" and record.valid_texts:
         names, fingerprint, known = record.valid_texts, record.valid_fingerprint or "", ()
         what = "the validation text"
@@ -320,7 +327,10 @@ def recorded_part(
         corpus = read(tuple(moved or names or embedded_corpus()), record.encoding)
     except CorpusError as error:
         raise CorpusError(f"{shown(path)}: the text that its run read: {error}") from error
-    refuse_another_text(corpus, fingerprint, f"{shown(path)}: {what}", "its run", known, "")
+    is_ours = what == EMBEDDED
+    refuse_another_text(
+        corpus, fingerprint, f"{shown(path)}: {what}", "its run", known, "", embedded=is_ours
+    )
     try:
         return corpus.part(*borders)
     except ValueError as error:

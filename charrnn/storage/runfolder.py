@@ -113,7 +113,7 @@ class RunFolder:
             folder._log = Log(path)
             folder._log.clear()  # rows of a run that ended before its first save
         except BaseException:
-            folder._refuse()
+            folder._leave_as_found()
             raise
         return folder
 
@@ -128,7 +128,8 @@ class RunFolder:
         instead = "leave --resume out to start one there"
         with refusals(path, "cannot read the run's folder"):
             if path.is_file():
-                instead = f"it is a file; name the folder of a run, such as {shown(path.parent)}"
+                such = f", such as {shown(path.parent)}" if has_state(path.parent) else ""
+                instead = f"it is a file; name the folder of a run{such}"
             nothing = RunFolderError(f"{shown(path)}: holds no run to resume: {instead}")
             if not _is_folder(path) or not (checkpoints_in(path) or exists(path / LOCK)):
                 raise nothing
@@ -143,11 +144,11 @@ class RunFolder:
                 raise nothing
             folder._log = Log(path)
         except BaseException:
-            folder._refuse()
+            folder._leave_as_found()
             raise
         return folder
 
-    def _refuse(self) -> None:
+    def _leave_as_found(self) -> None:
         """Release the folder as it was found: this process has not taken it over."""
         assert self._lock is not None
         with suppress(OSError):
@@ -195,7 +196,7 @@ class RunFolder:
     ) -> None:
         self.close()
 
-    def _refuse_lost(self) -> None:
+    def _ensure_held(self) -> None:
         """Retake the lock if its file was removed; refuse if another run has been here since.
 
         Raises:
@@ -237,7 +238,7 @@ class RunFolder:
             TakenFolderError: another run has taken the folder since.
             RunFolderError: disk full or the like; the previous one stays.
         """
-        self._refuse_lost()
+        self._ensure_held()
         best = self.path / BEST
         save(best, checkpoint)
         self._removable = []
@@ -258,7 +259,7 @@ class RunFolder:
             TakenFolderError: another run has taken the folder since.
             RunFolderError: disk full or the like; everything stays as it was.
         """
-        self._refuse_lost()
+        self._ensure_held()
         last, step = self.path / LAST, checkpoint.require("step", int)
         earlier = self._step_if_whole(last)
         self._held_log.sync()  # the rows up to this step belong to what is saved
@@ -280,7 +281,7 @@ class RunFolder:
             TakenFolderError: another run has taken the folder since.
             RunFolderError: disk full or the like.
         """
-        self._refuse_lost()
+        self._ensure_held()
         write_json(self.path / RESULT, values)
 
     def load_last(self) -> tuple[Checkpoint, list[str]]:

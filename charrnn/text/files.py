@@ -348,6 +348,10 @@ def absolute_names(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(map(absolute, texts))
 
 
+#: What users are told of the embedded corpus.
+EMBEDDED = "Python's own library"
+
+
 def embedded_corpus() -> list[str]:
     """Return the files of the embedded corpus, a text that every machine with Python has.
 

@@ -122,7 +122,7 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
     if any(reach.state == "linear" for _, (flow, *_) in flows for reach in flow.reaches):
         linear = " Linear"
         linear += " (in the table)" if len(flows) > 1 else ""
-        linear += ": through the recurrent matrix alone, as if tanh were a straight line."
+        linear += f": {words.LINEAR_SAYS}"
     memory = ""
     if any(reach.state == "c" for _, (flow, *_) in flows for reach in flow.reaches):
         memory = " Each line is relative to its own size at k = 0, so c and h compare only roughly."

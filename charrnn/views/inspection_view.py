@@ -153,7 +153,7 @@ def _gradient_flow(flows: Sequence[GradientFlow]) -> tuple[str, str, RenderableT
             f"an empty one less than {FAINTEST:g}."
         )
     if any(reach.state == "linear" for reach in reaches):
-        linear = " Linear: through the matrix alone, without tanh."
+        linear = f" Linear: {words.LINEAR_SAYS}"
     return (
         "Gradient flow",
         "What is left of the gradient of one character's loss k characters earlier "

@@ -43,6 +43,7 @@ NORMS_SAY = (
     "10 % (a tenth of the norms are below it) and median are of the norms in the log, each a mean "
     "over up to 10 updates; largest is of a single update."
 )
+LINEAR_SAYS = "through the recurrent matrix alone, as if tanh were a straight line."
 #: How many standard errors below the full context's a loss must be to be reported as lower.
 SURE = 4
 

@@ -22,6 +22,7 @@ from charrnn.inference.assessment import Assessment
 from charrnn.inference.evaluation import Scores
 from charrnn.nats import in_bits
 from charrnn.runs.comparison import Comparison, RunResult
+from charrnn.text.files import EMBEDDED
 from charrnn.views import page
 from charrnn.views import score_words as words
 from charrnn.views.curves import LoggedRun, learning_section, other_texts, own_runs, per
@@ -78,7 +79,7 @@ def comparison_page(
         _samples(portraits),
         _excerpts(portraits, f"The beginning of the {part}"),
     ]
-    text = ", ".join(Path(name).name for name in plan.texts) or "Python's own library"
+    text = ", ".join(Path(name).name for name in plan.texts) or EMBEDDED
     name = text if len(plan.texts) < 2 else "several texts"
     if plan.valid:
         text += ", validated on " + ", ".join(Path(name).name for name in plan.valid)
@@ -103,7 +104,7 @@ def _looked_at(portraits: Sequence[Portrait], part: str) -> str:
 
 
 def _comparison_lead(comparison: Comparison, unit: str) -> str:
-    best = min(comparison.cells, key=lambda cell: cell.nats_per_char)
+    best = comparison.best_cell
     lead = (
         f"{best.cell.upper()} predicts the {words.scored_part(comparison.plan)}"
         f"{' best' if len(comparison.cells) > 1 else ''}: "

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from charrnn.compute.device import kind_in_words
 from charrnn.nats import in_bits
-from charrnn.runs.run import RunSummary, resume_command
+from charrnn.runs.run import RunSummary
 from charrnn.runs.status import RunStatus
 from charrnn.storage.checkpoint import LAST
-from charrnn.wording import command_line, counted, duration, shown
+from charrnn.text.files import EMBEDDED
+from charrnn.wording import command_line, counted, duration, resume_command, shown
 
 #: Width of the labels in an introduction, in columns.
 LABEL = 8
@@ -52,7 +53,7 @@ def introduction(run: RunSummary, device: str, *, is_planned: bool) -> list[str]
 def _text(names: Sequence[str]) -> str:
     """Return a text's name: the first of those given, relative to the current folder."""
     if not names:
-        return "Python's own library"
+        return EMBEDDED
     first = "standard input" if names[0] == "-" else shown(names[0])
     with suppress(ValueError, FileNotFoundError):  # not below the current folder, or that is gone
         first = shown(Path(names[0]).relative_to(Path.cwd()))
@@ -211,7 +212,7 @@ def status_lines(status: RunStatus) -> list[str]:
     elif status.go_on is not None:
         lines.append(f"go on with: {status.go_on}")
     elif status.is_finished is False:
-        command = resume_command(run.text, Path("DIR"))
+        command = resume_command(Path("DIR"), names_text="-" in run.text.texts)
         lines.append(f"to go on, save it as {LAST} in a folder of its own, DIR: {command}")
     else:
         lines.append(sample_line(status.path))

@@ -95,8 +95,8 @@ def print_comparison(comparison: Comparison) -> None:
     print()
     for line in score_words.comparison_says(comparison):
         print_words(line)
-    best = min(comparison.cells, key=lambda cell: cell.nats_per_char).best.run
-    print_words(f"Sample from the best with: {command_line(['charrnn', 'sample', Path(best)])}")
+    best = Path(comparison.best_cell.best.run)
+    print_words(f"Sample from the best with: {command_line(['charrnn', 'sample', best])}")
 
 
 class PerCharacter:

@@ -583,8 +583,8 @@ def test_standard_input_says_at_once_that_it_cannot_be_read_again(
     result = run_cli("train", "-", "--run", run, "--steps", 5, *options, stdin=text)
     assert result.code == 0
     assert "standard input cannot be read again: to resume, give the text as a file" in result.err
-    go_on = f"charrnn train FILE --run {shlex.quote(str(run))} --resume"
-    assert f"a file, {go_on}" in refusal(run)
+    go_on = f"charrnn train TEXT --run {shlex.quote(str(run))} --resume"
+    assert f"a file: {go_on}" in refusal(run)
     again = ["train", "--run", run, "--resume", "--steps"]
     assert run_cli(*again, 6, "-", stdin=text).code == 0
     assert "is not the one" in run_cli(*again, 7, "-", stdin=b"another text").err
