@@ -88,7 +88,12 @@ def page(lab: Lab, sections: Sequence[Section], command: str, figures: str, fold
     claims = (
         "Eleven claims as introductory lectures make them, in our words. For each: the commands, "
         "what they measured, and whether the claim holds. The verdicts follow from the numbers by "
-        "the rules printed in the sections, and so do the sentences about them. " + _seeds(lab)
+        "the rules printed in the sections, and so do the sentences about them. "
+        + _seeds(lab)
+        + " Claims 4 and 7 have a text of their own, and the others one; another may rank the "
+        "cells otherwise: "
+        + linked("an example", "docs/performance.md", "#how-compare-tells-cells-apart")
+        + "."
     )
     first: dict[str, int] = {}
     told = []

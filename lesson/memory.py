@@ -505,9 +505,9 @@ values of the state's gate, forget or update: mean and median over units and cha
         "as far as the plain RNN's h and as its own h, by the medians over the places; where there "
         "is no gradient, or what was measured ends too early to tell, that is not decided, and the "
         f"part does not hold. Used: the LSTM needs at least {USED:g} times as much context as the "
-        "plain RNN, even if the fewest characters that one standard error allows it are compared "
-        "with the plain RNN's most; left out where only its most and the plain RNN's fewest would "
-        "do, or where too little was tried to tell. All parts: holds; some: in part.",
+        "plain RNN, even where one standard error makes it need the fewest characters and the "
+        "plain RNN the most. If it does only the other way round, or if too little was tried to "
+        "tell, this part does not count. All parts: holds; some: in part.",
         judgement=judge_along(_trained(reaches), contexts, paces),
     )
 

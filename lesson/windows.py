@@ -154,7 +154,8 @@ def judge_window(
     return judged(
         [whole > LAPTOP, of_last["angle"] > EXACT, not better],
         f"All time steps of this text at once would keep {_size(whole)} for the backward "
-        f"pass, {'more' if whole > LAPTOP else 'no more'} than a laptop has.",
+        f"pass, {'more' if whole > LAPTOP else 'no more'} than the {LAPTOP / 1e9:.0f} GB assumed "
+        "of a laptop.",
         f"The gradient of the last {of_last['loss_last']} of {of_last['bptt']} has "
         f"{of_last['size']:.2f} of the full one's size and is {of_last['angle']:.1f}° off its "
         "direction: " + ("not exact." if of_last["angle"] > EXACT else "as good as exact."),

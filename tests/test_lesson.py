@@ -230,8 +230,8 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
      "holds", "No window measured is as near to it and cheaper. A window of 64"),
     ("3 feasible, exact, dominated", lambda: judge_windows(
         window_of(108, 0.5, 9, 10), [window_of(256, 0.1, 3)], 1e9),
-     "does not hold", "no more than a laptop has. The gradient of the last 10 of 108 has 1.00 of "
-     "the full one's size and is 0.5° off its direction: as good as exact."),
+     "does not hold", "no more than the 16 GB assumed of a laptop. The gradient of the last 10 of "
+     "108 has 1.00 of the full one's size and is 0.5° off its direction: as good as exact."),
     ("4 as told", lambda: beyond_of(16, {8: 2.05, 24: 0.01}, {8: 2.1, 24: 0.1}), "holds",
      "no shorter window learns it either"),
     ("4 the state carries it", lambda: beyond_of(
