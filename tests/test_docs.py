@@ -229,7 +229,7 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"from {recipe.MANY_SYMBOLS['lstm']} symbols on (RNN: {recipe.MANY_SYMBOLS['rnn']:,})",
         f"With `--optimiser adamw` it is {recipe.ONE_RATE['adamw']['weight_decay']}, "
         f"with `sgd` {recipe.ONE_RATE['sgd']['weight_decay']:g}.",
-        f"p = (passes over the text, at most {recipe.MOST_PASSES}) x parameters",
+        f"p = (passes over the training part, at most {recipe.MOST_PASSES}) x weights in the",
         f"none up to p = {recipe.LEAST_PRESSURE}; then 0.06 log2(p);",
         f"{masks} on a CPU, but 1 where p is below {recipe.BY_HEART} and",
         f"On CUDA as many as {masks_on_gpu}, as long as",
