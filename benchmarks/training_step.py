@@ -60,6 +60,8 @@ _LEARNED = 1_000_000
 _HIDDEN = (128, 256, 512)
 
 _PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+#: What torch.nn's recurrences compute in on a GPU (``ReferenceTraining``); ours in what is named.
+_TORCH_NN_ON_CUDA = {"bfloat16": "fp16", "float32": "TF32"}
 
 Step = Callable[[], object]
 
@@ -256,6 +258,15 @@ def window_multiply_adds(
     return {(cell, "charrnn"): ours, (cell, "torch.nn"): whole}
 
 
+def update_in_words(size: Size, precision: str) -> str:
+    """Return what is timed, in words."""
+    shape = f"{size.layers} x {size.hidden}, {size.lanes} lanes x {size.steps}"
+    theirs = ""
+    if size.device == "cuda":
+        theirs = f" (torch.nn's recurrences in {_TORCH_NN_ON_CUDA[precision]})"
+    return f"update of {shape}, {size.device.upper()}, {precision}{theirs}"
+
+
 def measure_updates(size: Size, rounds: int) -> list[Row]:
     # A single repeated window would soon be memorised and leave no gradient.
     windows = torch.randint(
@@ -271,9 +282,9 @@ def measure_updates(size: Size, rounds: int) -> list[Row]:
             steps[cell, "charrnn"] = our_update(cell, size, windows, dtype)
             steps[cell, "torch.nn"] = reference_update(cell, size, windows, dtype)
             multiply_adds |= window_multiply_adds(cell, size, dtype)
-        shape = f"{size.layers} x {size.hidden}, {size.lanes} lanes x {size.steps}"
-        what = f"update of {shape}, {size.device.upper()}, {precision}"
-        rows += make_rows(what, steps, multiply_adds, size.lanes * size.steps, rounds)
+        rows += make_rows(
+            update_in_words(size, precision), steps, multiply_adds, size.lanes * size.steps, rounds
+        )
     return rows
 
 

@@ -24,7 +24,13 @@ from benchmarks import sampling, training_step
 from benchmarks.common import Reference, ReferenceTraining, detached, in_turns
 from benchmarks.sampling import first_byte, losses
 from benchmarks.time_to_quality import exact_loss
-from benchmarks.training_step import Size, make_rows, our_update, window_multiply_adds
+from benchmarks.training_step import (
+    Size,
+    make_rows,
+    our_update,
+    update_in_words,
+    window_multiply_adds,
+)
 from charrnn.config import CellName
 from charrnn.errors import CheckpointError
 from charrnn.inference.evaluation import score
@@ -229,3 +235,11 @@ def test_asks_before_it_measures_whether_results_can_be_written(
     with pytest.raises(SystemExit, match="2"):
         import_module(f"benchmarks.{name}").main()
     assert f"argument --json: {results}: cannot save: " in capsys.readouterr().err
+
+
+def test_updates_on_a_gpu_are_named_with_what_torch_nn_computes_in() -> None:
+    size = Size("cuda", lanes=3, steps=5, layers=2, hidden=7)
+    assert update_in_words(size, "float32") == (
+        "update of 2 x 7, 3 lanes x 5, CUDA, float32 (torch.nn's recurrences in TF32)"
+    )
+    assert update_in_words(size, "bfloat16").endswith(" (torch.nn's recurrences in fp16)")
