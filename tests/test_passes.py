@@ -31,6 +31,11 @@ CLOSE = {torch.float32: 1e-6, torch.bfloat16: 2**-7}
 _compiled: dict[str, Passes] = {}
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_every_time() -> None:
+    torch.manual_seed(4)
+
+
 @pytest.fixture(params=MACHINES)
 def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile the passes for a kind of processor, or skip the test if that is not possible."""
@@ -125,6 +130,18 @@ def test_cross_entropy(dtype: torch.dtype, predictions: int, symbols: int) -> No
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
     assert our_d.dtype == dtype
     torch.testing.assert_close(our_d, their_d, rtol=4 * CLOSE[dtype], atol=1e-7)
+
+
+@each_dtype
+@pytest.mark.usefixtures("machine")
+def test_a_certain_prediction_costs_nothing_however_large_its_logit(dtype: torch.dtype) -> None:
+    logits_NV = torch.zeros(5, 67, dtype=dtype)
+    logits_NV[:, 66] = 3e9
+    logits_NV.requires_grad_()
+    loss = mean_cross_entropy(logits_NV * 1, torch.full((5,), 66))
+    (d_NV,) = torch.autograd.grad(loss, logits_NV)
+    assert loss == 0
+    assert d_NV.abs().max() < 1e-30
 
 
 @each_dtype

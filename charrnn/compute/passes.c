@@ -128,7 +128,7 @@ INLINE void price(const int narrow, part p, long predictions, long symbols, void
             most = row[j] > most ? row[j] : most;
         margins[n] = most - row[target];
         for (long j = symbols; j < whole; j++)
-            row[j] = most - 87.0f; /* as good as nothing */
+            row[j] = -__builtin_inff(); /* as good as nothing */
 #pragma omp simd reduction(+ : sum)
         for (long j = 0; j < whole; j++) {
             row[j] = exponential(row[j] - most, 0.0f);
