@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,7 @@ from benchmarks.common import Reference, ReferenceTraining, in_turns, results_fi
 from charrnn.compute.device import choose_device, multiplies_bf16, synchronise
 from charrnn.compute.machine import machine
 from charrnn.config import CELL_NAMES, CellName
-from charrnn.limits import keep_freed_memory
+from charrnn.limits import allowed_cores, keep_freed_memory
 
 #: The reference's peak learning rate, its updates of warm-up, and the share of the rate that is
 #: left at the end.
@@ -181,7 +182,10 @@ def main() -> None:
     parser.add_argument("--json", type=results_file, help="write the results here")
     chosen = parser.parse_args()
     text = chosen.corpora / chosen.text
-    keep_freed_memory()  # as `charrnn train` does; for the reference, too
+    # As `charrnn train` does; for the reference, too.
+    keep_freed_memory()
+    if "OMP_NUM_THREADS" not in os.environ and (cores := allowed_cores()):
+        torch.set_num_threads(cores)
     device = choose_device("auto")
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:
