@@ -101,10 +101,19 @@ def fields_in(kind: Any) -> set[str]:
     return set(hints).union(*map(fields_in, inner))
 
 
-@pytest.mark.parametrize("kind", [Inspection, RunResult])
-def test_every_field_of_the_json_is_named(kind: type) -> None:
-    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
-    assert fields_in(kind) <= set(re.findall(r"\w+", page.partition("## JSON")[2]))
+@pytest.mark.parametrize(
+    ("kind", "begin", "end"),
+    [
+        (Inspection, "\n`inspect` with a text: ", "\n## "),
+        # `compare` has the fields of `evaluate`, too.
+        (RunResult, "\n`evaluate`: ", "\n`inspect` without a text: "),
+    ],
+)
+def test_every_field_of_the_json_is_named(kind: type, begin: str, end: str) -> None:
+    """Those within other fields, too; each where that command's JSON is described."""
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").partition("## JSON")[2]
+    described = page.partition(begin)[2].partition(end)[0]
+    assert fields_in(kind) <= set(re.findall(r"\w+", described))
 
 
 def test_the_table_of_inspect_s_json_is_what_it_has() -> None:

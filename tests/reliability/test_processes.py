@@ -64,11 +64,13 @@ def killed_in_a_row(text: Path, run: Path, kills: int, seed: int) -> int:
             log.open("wb") as said,
             subprocess.Popen(command(*words), env=ENVIRONMENT, stdout=said, stderr=said) as popen,
         ):
-            while (first := saved_step(run)) == before:
+            try:
+                wait_for(lambda: saved_step(run) != before or popen.poll() is not None, "a save")  # noqa: B023
                 assert popen.poll() is None, log.read_text()
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.6))
-            popen.kill()
+                first = saved_step(run)
+                time.sleep(rng.uniform(0, 0.6))
+            finally:
+                popen.kill()
         # A run that started afresh would have saved an early step first.
         went_on += before < first <= saved_step(run)
     return went_on
@@ -119,18 +121,22 @@ def meeting(text: Path, folder: Path, *, resume: bool) -> str | None:
     for name in ("a", "b"):
         (folder / name).mkdir()
         pids[name] = forked_cli(words, folder / name)
-    wait_for(lambda: any(ended(pid) for pid in pids.values()), "one to give way")
-    loser, winner = sorted(pids, key=lambda name: not ended(pids[name]))
-    said = (folder / loser / "err").read_text()
-    if finish(pids[loser]) != 1 or said.count("\n") != 1:
-        return f"the second comer said {said}"
-    holder = re.search(r"in use by process (\d+) on \S+ since [\d-]+ [\d:]+ \(.*\)", said)
-    if holder is None or int(holder[1]) != pids[winner]:
-        return f"the holder is {pids[winner]}, named is {said}"
-    wait_for(lambda: saved_step(run) > before, "a save")
-    if ended(pids[winner]):
-        return "both gave way"
-    kill(pids[winner])
+    try:
+        wait_for(lambda: any(ended(pid) for pid in pids.values()), "one to give way")
+        loser, winner = sorted(pids, key=lambda name: not ended(pids[name]))
+        said = (folder / loser / "err").read_text()
+        if finish(pids.pop(loser)) != 1 or said.count("\n") != 1:
+            return f"the second comer said {said}"
+        holder = re.search(r"in use by process (\d+) on \S+ since [\d-]+ [\d:]+ \(.*\)", said)
+        if holder is None or int(holder[1]) != pids[winner]:
+            return f"the holder is {pids[winner]}, named is {said}"
+        wait_for(lambda: saved_step(run) > before, "a save")
+        if ended(pids[winner]):
+            return "both gave way"
+    finally:
+        for pid in pids.values():
+            if not ended(pid):
+                kill(pid)
     result = run_cli("train", "--run", run, "--resume", "--steps", saved_step(run) + 1, "--quiet")
     return None if result.code == 0 else f"not free after kill -9: {result}"
 
