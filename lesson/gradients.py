@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, takewhile
@@ -271,14 +271,20 @@ def judge_radii(
     )
 
 
-def _certain(radii: Iterable[float]) -> str:
-    """Say that below 1 the gradient almost has to vanish, if arithmetic alone shows it."""
-    nearest = max((r for r in radii if r < 1), default=None)
-    if nearest is None or nearest**LAG >= VANISHED:
+def _certain(initial: Mapping[float, float]) -> str:
+    """Say that below 1 the gradient almost had to vanish, if it did and arithmetic shows it.
+
+    Args:
+        initial: spectral radius of the initial weights, whose matrix is orthogonal but for a
+            factor -> share of the gradient that is left.
+    """
+    below = {radius: left for radius, left in initial.items() if radius < 1}
+    nearest = max(below, default=1.0)
+    if nearest**LAG >= VANISHED or not all(left < VANISHED for left in below.values()):
         return ""
     return (
-        f"That it vanishes below 1 is almost certain by arithmetic: {nearest:g}^{LAG} is "
-        f"{_share(nearest**LAG)}, even without tanh."
+        "That it vanishes below 1 with initial weights is almost certain by arithmetic: "
+        f"{nearest:g}^{LAG} is {_share(nearest**LAG)}, even without tanh."
     )
 
 

@@ -248,9 +248,10 @@ class Lab:
 def _code() -> str:
     """Return a hash of the code that the answers depend on: charrnn and the recall text's."""
     digest = hashlib.sha256()
-    for path in sorted([*(ROOT / "charrnn").glob("*.[pch]*"), ROOT / "corpora" / "recall.py"]):
-        if path.is_file():
-            digest.update(path.read_bytes())
+    package = ROOT / "charrnn"
+    code = [path for kind in ("*.py", "*.c", "*.h") for path in package.rglob(kind)]
+    for path in sorted([*code, ROOT / "corpora" / "recall.py"]):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 

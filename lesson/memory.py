@@ -691,7 +691,7 @@ def _far_told(
 
 def _h_told(reaches: Mapping[tuple[str, str], Horizon]) -> str:
     """Say that the memory line does not help h, if it does not."""
-    if reaches["lstm", "h"].farther(reaches["rnn", "h"]):
+    if reaches["lstm", "h"].farther(reaches["rnn", "h"]) is not False:
         return ""
     return (
         "Along h, which all cells have, the LSTM's gradient does not clearly reach farther than "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -98,9 +97,9 @@ which {untouched(lab)}.
         commands=[compare_steps(lab), write, *scoring],
         tables=[table],
         rule="holds if every length is scored with the same number of parameters, as the program "
-        "is built to do, and the loss is a finite number at every length; in part if only one of "
-        "the two is so.",
-        judgement=judge_length(scores),
+        "is built to do; otherwise it does not hold. (A loss that is no finite number would end "
+        "the lesson.)",
+        judgement=judge_length([(n, parameters) for n, parameters, _ in scores]),
     )
 
 
@@ -109,17 +108,16 @@ def _end(characters: object) -> str:
     return f"corpora/end-{characters}.txt"
 
 
-def judge_length(scores: Sequence[tuple[int, int, float]]) -> Judgement:
+def judge_length(used: Sequence[tuple[int, int]]) -> Judgement:
     """Judge claim 1.
 
     Args:
-        scores: characters, parameters and nats per character of each length, shortest first.
+        used: characters and parameters of each length, shortest first.
     """
-    counts = {parameters for _, parameters, _ in scores}
-    nats = [one for *_, one in scores]
-    (shortest, parameters, _), (longest, _, _) = scores[0], scores[-1]
+    counts = {parameters for _, parameters in used}
+    (shortest, parameters), (longest, _) = used[0], used[-1]
     return judged(
-        [len(counts) == 1, all(map(math.isfinite, nats))],
+        [len(counts) == 1],
         f"The same {parameters:,} parameters score {shortest:,} characters and {longest:,}; with a "
         f"separate copy for each of 1,000 steps there would be {1000 * parameters:,}."
         if len(counts) == 1
