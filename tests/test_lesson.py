@@ -886,7 +886,8 @@ def check(page: str, folder: Path) -> dict[int, str]:
         quoted = " ".join(re.findall(r"^> (.*)$", rest, re.M))
         assert quoted == claim
         assert f"**The claim {verdict}.** " in section
-        assert "\n*The rule: " in section
+        (rule,) = re.findall(r"^\*The rule: (.*?)\*$", section, re.M | re.S)
+        assert " ".join(rule.split()) == source_of(SECTIONS[int(n) - 1], "rule")
         assert re.search(r"^\| .*\d.* \|$", section, re.M), "it shows measured numbers"
         (block,) = re.findall(r"^```sh\n(.*?)^```$", section, re.M | re.S)
         lines = []
