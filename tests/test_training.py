@@ -739,16 +739,32 @@ def test_where_its_text_lies_and_what_it_keeps_are_kept_too(
     assert (third.text.texts, third.folder.keep) == ((str(moved),), 0)
 
 
-def test_a_better_best_checkpoint_outlives_a_run_that_went_back(
+@pytest.fixture
+def killed(
     start_run: StartRun, scripted_scores: list[float], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Run]:
+    """Return a run of given losses, killed after its third validation, at step 6.
+
+    It saved its state at step 2, and then no more: that is done less often than the best weights.
+    """
+
+    def kill(losses: Sequence[float], **options: Any) -> Run:
+        monkeypatch.setattr(training, "SAVE_SHARE", 1e-9)
+        scripted_scores[:] = losses
+        run = start_run(validate_every=2, **options)
+        for event in train(run):
+            if isinstance(event, Validated) and run.progress.step == 6:
+                break
+        return run
+
+    return kill
+
+
+def test_a_better_best_checkpoint_outlives_a_run_that_went_back(
+    killed: Callable[..., Run], scripted_scores: list[float]
 ) -> None:
-    """The state is saved less often than the best weights; the resumed run takes another course."""
-    monkeypatch.setattr(training, "SAVE_SHARE", 1e-9)
-    scripted_scores += [3.0, 2.0, 2.5]
-    run = start_run(steps=12, validate_every=2)
-    for event in train(run):  # saves at step 2, and then no more
-        if isinstance(event, Validated) and run.progress.step == 6:
-            break
+    """The resumed run takes another course."""
+    run = killed([3.0, 2.0, 2.5], steps=12)
     scripted_scores += [2.6, 2.4, 1.5, 1.25, 1.75]
     again = resume(run.folder, device=CPU, changes={"lr": 0.001})
     assert again.progress.step == 2
@@ -784,18 +800,12 @@ def test_a_better_best_checkpoint_outlives_a_run_that_went_back(
     ],
 )
 def test_a_run_that_went_back_counts_as_at_first_until_it_has_come_as_far(
-    start_run: StartRun,
+    killed: Callable[..., Run],
     scripted_scores: list[float],
-    monkeypatch: pytest.MonkeyPatch,
     losses: list[float],
     found: list[tuple[bool, int]],
 ) -> None:
-    monkeypatch.setattr(training, "SAVE_SHARE", 1e-9)
-    scripted_scores += [3.0, 2.5, 2.0]
-    run = start_run(steps=10, validate_every=2, patience=2)
-    for event in train(run):  # saves at step 2, and then no more
-        if isinstance(event, Validated) and run.progress.step == 6:
-            break
+    run = killed([3.0, 2.5, 2.0], steps=10, patience=2)
     scripted_scores[:] = losses
     again = resume(run.folder, device=CPU, changes={})
     assert found == [
@@ -808,19 +818,10 @@ def test_a_run_that_went_back_counts_as_at_first_until_it_has_come_as_far(
 
 @pytest.mark.parametrize(("changes", "ends"), [({"steps": 2}, 2), ({"steps": 4}, 4), ({}, 3)])
 def test_a_run_that_ends_before_its_best_checkpoint_reports_that(
-    start_run: StartRun,
-    scripted_scores: list[float],
-    monkeypatch: pytest.MonkeyPatch,
-    changes: dict[str, int],
-    ends: int,
+    killed: Callable[..., Run], scripted_scores: list[float], changes: dict[str, int], ends: int
 ) -> None:
     """With a smaller budget, at once or after another validation; or stopped."""
-    monkeypatch.setattr(training, "SAVE_SHARE", 1e-9)
-    scripted_scores += [3.0, 2.5, 2.0]
-    run = start_run(steps=10, validate_every=2)
-    for event in train(run):  # saves at step 2, and then no more
-        if isinstance(event, Validated) and run.progress.step == 6:
-            break
+    run = killed([3.0, 2.5, 2.0], steps=10)
     scripted_scores[:] = [2.5]
     again = resume(run.folder, device=CPU, changes=changes)
     list(train(again, lambda: "stop" if again.progress.step == ends else None))
