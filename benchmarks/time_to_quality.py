@@ -36,7 +36,7 @@ from benchmarks.common import Reference, ReferenceTraining, in_turns, results_fi
 from charrnn.compute.device import choose_device, multiplies_bf16, synchronise
 from charrnn.compute.machine import machine
 from charrnn.config import CELL_NAMES, CellName
-from charrnn.limits import allowed_cores, keep_freed_memory
+from charrnn.limits import keep_freed_memory, openmp
 
 #: The reference's peak learning rate, its updates of warm-up, and the share of the rate that is
 #: left at the end.
@@ -184,8 +184,8 @@ def main() -> None:
     text = chosen.corpora / chosen.text
     # As `charrnn train` does; for the reference, too.
     keep_freed_memory()
-    if "OMP_NUM_THREADS" not in os.environ and (cores := allowed_cores()):
-        torch.set_num_threads(cores)
+    if threads := openmp(os.environ).get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
     device = choose_device("auto")
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -58,7 +58,7 @@ from charrnn.storage.reading import (
 from charrnn.storage.runfolder import RunFolder, has_state
 from charrnn.storage.trained import chosen_in, load_model, trained_by
 from charrnn.text.corpus import Part, scan
-from charrnn.text.files import EMBEDDED, LOCK, LOG, PLAN, RESULT, embedded_corpus
+from charrnn.text.files import LOCK, LOG, PLAN, RESULT, embedded_corpus
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import joined, shown
 
@@ -258,10 +258,9 @@ def _refuse_another_text(plan: Plan, train: Part, valid: Part | None) -> None:
         of="this comparison",
         instead=", or compare anew in another folder with --run",
     )
-    what = "the text" if plan.texts else EMBEDDED
-    refuse(train.corpus, plan.fingerprint, what, embedded=not plan.texts)
+    refuse(train.corpus, plan.fingerprint, plan.texts)
     if plan.valid and valid is not None:
-        refuse(valid.corpus, plan.valid_fingerprint, "the validation text")
+        refuse(valid.corpus, plan.valid_fingerprint, plan.valid, "the validation text")
 
 
 def _refuse_another_shape(

@@ -35,7 +35,7 @@ from charrnn.storage.runfolder import RunFolder
 from charrnn.storage.trained import described, prefixed, with_weights
 from charrnn.text.corpus import Part, scan
 from charrnn.text.decoding import text_encoding
-from charrnn.text.files import EMBEDDED, absolute_names, embedded_corpus
+from charrnn.text.files import absolute_names, embedded_corpus
 from charrnn.text.stream import Lanes
 from charrnn.wording import flag, joined, resume_command, shown
 
@@ -212,7 +212,7 @@ def _moved(
     """Return the record with the new names that the user gives for texts that have moved."""
     if texts:
         record = replace(record, texts=absolute_names(texts))
-    elif "-" in record.texts:
+    elif record.was_typed:
         raise UsageError(
             "this run read standard input, which cannot be read again: give the same text as a "
             f"file: {resume_command(folder.path, names_text=True)}"
@@ -238,10 +238,7 @@ def _read_again(
     except CorpusError as error:
         named = resume_command(folder.path, names_text=True)
         raise CorpusError(f"{error}; if the run's text has moved, name it: {named}") from error
-    what = "the text" if record.texts else EMBEDDED
-    refuse_another_text(
-        corpus, record.fingerprint, what, known=record.files, embedded=not record.texts
-    )
+    refuse_another_text(corpus, record.fingerprint, record.texts, known=record.files)
     valid_corpus = corpus
     if record.valid_texts:
         try:
@@ -249,7 +246,9 @@ def _read_again(
         except CorpusError as error:
             moved = "if the text to validate on has moved, name it with --valid"
             raise CorpusError(f"{error}; {moved}") from error
-        refuse_another_text(valid_corpus, record.valid_fingerprint, "the validation text")
+        refuse_another_text(
+            valid_corpus, record.valid_fingerprint, record.valid_texts, "the validation text"
+        )
     valid = valid_corpus.part(*record.valid) if record.valid else None
     return corpus.part(*record.train), valid
 

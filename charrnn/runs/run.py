@@ -284,7 +284,7 @@ class Run(_Standing):
         """Return the command line that resumes this run; an owner's command takes no options."""
         if self.owner is not None:
             return self.owner
-        return resume_command(self.folder.path, *options, names_text="-" in self.text.texts)
+        return resume_command(self.folder.path, *options, names_text=self.text.was_typed)
 
     def is_kept(self, error: Exception) -> bool:
         """Whether the saved state survives an error: the folder may be gone, or another run's."""
@@ -372,11 +372,10 @@ class Run(_Standing):
         progress.validations_since_best = 0 if is_lower else progress.validations_since_best + 1
         if kept is not None and kept.is_better_than(progress):
             assert kept.best_step is not None, "a best loss has a step"
-            if progress.step == kept.best_step:  # this is the like of it
-                progress.validations_since_best = 0
-            elif progress.step > kept.best_step:
-                progress.validations_since_best = max(1, progress.validations_since_best)
             if progress.step >= kept.best_step:
+                is_like = progress.step == kept.best_step
+                since = 0 if is_like else max(1, progress.validations_since_best)
+                progress.validations_since_best = since
                 self.adopt_better()
             return False
         if is_lower:

@@ -14,13 +14,13 @@ import torch
 
 from charrnn.config import TrainConfig
 from charrnn.errors import CheckpointError, RunFolderError
-from charrnn.runs.comparison_folder import comparison_of, resume_words
+from charrnn.runs.comparison_folder import going_on
 from charrnn.runs.run import Progress, RunSummary
 from charrnn.storage.checkpoint import find
 from charrnn.storage.reading import TextRecord
 from charrnn.storage.runfolder import checkpoints_in
 from charrnn.storage.trained import load_model
-from charrnn.wording import command_line, resume_command, shown
+from charrnn.wording import resume_command, shown
 
 
 @dataclass(frozen=True)
@@ -148,6 +148,5 @@ def _names(folder: Path) -> list[str]:
 def _command(folder: Path, text: TextRecord) -> str:
     """Return the command that goes on with the run in a folder, or with its comparison."""
     with suppress(RunFolderError):  # an unusable plan is reported by the command itself
-        if (comparison := comparison_of(folder)) is not None:
-            return command_line(resume_words(comparison))
-    return resume_command(folder, names_text="-" in text.texts)
+        return going_on(folder, names_text=text.was_typed)
+    return resume_command(folder, names_text=text.was_typed)

@@ -59,6 +59,11 @@ class TextRecord(Record):
             if stop - start < 2:  # as ``split`` and ``refuse_too_short`` ensure
                 raise ValueError(f"{name!r} has fewer than 2 characters")
 
+    @property
+    def was_typed(self) -> bool:
+        """Whether it was standard input, which cannot be read again."""
+        return "-" in self.texts
+
     @classmethod
     def of(cls, text: TextChoices, train: Part, valid: Part | None, test: Part | None) -> Self:
         """Return the record of a text as ``divide`` has divided it.
@@ -234,23 +239,24 @@ def refuse_too_many_names(record: TextRecord) -> None:
 def refuse_another_text(
     corpus: Corpus,
     fingerprint: str | None,
+    texts: Sequence[str],
     what: str = "the text",
     of: str = "this run",
     known: Collection[str] = (),
     instead: str = ", or start anew (train --init-from begins with its weights)",
-    *,
-    embedded: bool = False,
+    before: str = "",
 ) -> None:
     """Refuse a text other than the one that was read before.
 
     Args:
         corpus: the text.
         fingerprint: fingerprint of the text before.
-        what: what the message calls the text.
+        texts: the names of the text; none: it is the embedded corpus.
+        what: what the message calls a text that has names.
         of: what the message calls the run that read the text before.
         known: digests of the files of the text before, as far as they are known.
         instead: the end of the message: what else to do.
-        embedded: whether the text is the embedded corpus.
+        before: the beginning of the message.
 
     Raises:
         CorpusError: they differ.
@@ -258,11 +264,11 @@ def refuse_another_text(
     if corpus.fingerprint == fingerprint:
         return
     back = "bring the old text back"
-    if embedded:
-        back = "it changes with Python: use the version of then"
+    if not texts:
+        what, back = EMBEDDED, "it changes with Python: use the version of then"
     raise CorpusError(
-        f"{what} ({_files(corpus)}{_differing(corpus, known)}) is not the one {of} was started "
-        f"on: {corpus.characters:,} characters, SHA-256 {corpus.fingerprint[:12]}..., not "
+        f"{before}{what} ({_files(corpus)}{_differing(corpus, known)}) is not the one {of} was "
+        f"started on: {corpus.characters:,} characters, SHA-256 {corpus.fingerprint[:12]}..., not "
         f"{str(fingerprint)[:12]}...: {back}{instead}"
     )
 
@@ -317,19 +323,19 @@ def recorded_part(
         raise UsageError(f"{shown(path)}: its run held out no {name} part")
     record = _last_named(record, checkpoint.folder)
     names, fingerprint, known = record.texts, record.fingerprint, record.files
-    what = "the text" if moved or names else EMBEDDED
+    what = "the text"
     if name == "valid" and record.valid_texts:
         names, fingerprint, known = record.valid_texts, record.valid_fingerprint or "", ()
         what = "the validation text"
     if "-" in names and not moved:
         raise CorpusError(f"{shown(path)}: its run read standard input, which is gone")
+    texts = tuple(moved or names)
     try:
-        corpus = read(tuple(moved or names or embedded_corpus()), record.encoding)
+        corpus = read(texts or tuple(embedded_corpus()), record.encoding)
     except CorpusError as error:
         raise CorpusError(f"{shown(path)}: the text that its run read: {error}") from error
-    is_ours = what == EMBEDDED
     refuse_another_text(
-        corpus, fingerprint, f"{shown(path)}: {what}", "its run", known, "", embedded=is_ours
+        corpus, fingerprint, texts, what, "its run", known, instead="", before=f"{shown(path)}: "
     )
     try:
         return corpus.part(*borders)
