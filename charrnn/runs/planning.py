@@ -26,6 +26,9 @@ from charrnn.runs.run import Run
 OFF_PLAN = 0.05
 #: ... at the speed of a stretch of at least this share of it.
 OFF_PLAN_AFTER = 0.1
+#: Updates at the start of a resumed sitting that say nothing of its speed: C is compiled, caches
+#: and memory pools are cold, and a GPU's graph is not captured yet.
+COLD = 10
 #: Share of the time that saving and logging leave for updates.
 OF_UPDATES = 0.98
 #: Fewest characters that a validation scores when the minutes are few.
@@ -50,6 +53,9 @@ class Planner:
         self._speed_from: tuple[int, float] | None = None
         #: When it ends, in seconds of the run.
         self._speed_until = math.inf
+        #: Where this sitting is no longer cold: (step, seconds of training). None: not there yet.
+        #: A new run is planned long after its first updates.
+        self._warm_from: tuple[int, float] | None = None if run.progress.step else (0, 0.0)
 
     def rate_factor(self) -> float:
         """Return the share of the peak learning rate for the next update.
@@ -132,6 +138,8 @@ class Planner:
         """Whether the speed has changed so much that the run would miss its minutes."""
         progress = self.run.progress
         planned = progress.planned_steps
+        if self._warm_from is None and progress.step >= self._steps_before + COLD:
+            self._warm_from = (progress.step, progress.training_seconds)
         if self.run.config.minutes is None or planned is None or self.run.is_out_of_patience:
             return False
         if progress.step == progress.planned_at_step:
@@ -243,11 +251,18 @@ class Planner:
         """Return the updates per second since the last plan, and the seconds since then.
 
         Validations are left out: with none or several in a stretch, no stretch would be typical.
+        So is, after a resume, all before the sitting is warm: a stop must not look like a change
+        of speed. Until then the seconds are 0.
         """
-        progress = self.run.progress
-        assert progress.planned_at_step is not None, "nothing is planned yet"
-        seconds = progress.training_seconds - progress.planned_at_seconds
-        return (progress.step - progress.planned_at_step) / max(1e-9, seconds), seconds
+        progress, warm = self.run.progress, self._warm_from
+        step, since = progress.planned_at_step, progress.planned_at_seconds
+        assert step is not None, "nothing is planned yet"
+        is_warm = warm is not None and progress.step > warm[0]
+        if warm is not None and is_warm and warm[0] > step:
+            step, since = warm
+        seconds = progress.training_seconds - since
+        speed = (progress.step - step) / max(1e-9, seconds)
+        return speed, seconds if is_warm else 0.0
 
     def _affordable_steps(self, speed: float) -> int:
         """Return the run's total updates if it is to end with its minutes, validations included."""
