@@ -9,7 +9,7 @@ import shlex
 import shutil
 import signal
 import statistics
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from charrnn.network.cells import CELLS
 from charrnn.network.model import CharModel
 from charrnn.network.update import window_loss
 from charrnn.runs.comparing import RunStarted, _unequal_minutes, compare
-from charrnn.runs.comparison import STUDENT, CellResult, Comparison, RunFailure, RunResult
+from charrnn.runs.comparison import CellResult, Comparison, RunFailure, RunResult, _student
 from charrnn.runs.comparison_folder import open_plan, read_result, read_results, refuse_comparison
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.events import Finished
@@ -177,66 +177,130 @@ class TestWidths:
         assert {(one.dropout, one.weight_drop) for one in given.values()} == {(0.0, 0.25)}
 
 
+def compared(losses: Mapping[CellName, Sequence[float]]) -> Comparison:
+    """Return the comparison of cells whose runs, from seed 1 on, have these losses."""
+    runs = [
+        make_result(cell, seed, nats)
+        for cell, of_cell in losses.items()
+        for seed, nats in enumerate(of_cell, start=1)
+    ]
+    seeds = max(map(len, losses.values()))
+    return Comparison.of(Plan(texts=(), steps=1, seeds=seeds, cells=tuple(losses)), runs)
+
+
+def welch_tail(samples: Sequence[Sequence[float]]) -> float:
+    """Return the chance of cells so far apart by Welch's analysis of variance (1951).
+
+    F's tail is integrated: its density for 2 and f degrees of freedom is (1 + 2 x / f)^(-f/2 - 1).
+    """
+    k = len(samples)
+    sizes = np.array([len(one) for one in samples])
+    weights = sizes / np.array([np.var(one, ddof=1) for one in samples])
+    means = np.array([np.mean(one) for one in samples])
+    centre = np.average(means, weights=weights)
+    shares = weights / weights.sum()
+    unsure = np.sum((1 - shares) ** 2 / (sizes - 1))
+    statistic = np.sum(weights * (means - centre) ** 2) / (k - 1)
+    statistic /= 1 + 2 * (k - 2) / (k**2 - 1) * unsure
+    freedom = (k**2 - 1) / (3 * unsure)
+    # x from the statistic to infinity, as x = statistic / y with y from 1 to 0.
+    y = (np.arange(200_000) + 0.5) / 200_000
+    x = statistic / y
+    return float(np.mean((1 + 2 * x / freedom) ** (-freedom / 2 - 1) * x / y))
+
+
 class TestDifferences:
     def test_equal_the_computation_by_hand(self) -> None:
-        nats = {"rnn": (2.0, 2.2), "lstm": (1.5, 1.6), "gru": (1.48, 1.54)}
-        plan = Plan(texts=(), steps=1, seeds=2)
-        found = Comparison.of(
-            plan,
-            [
-                make_result(cell, seed, nats[cell][seed - 1])
-                for seed, cell in itertools.product((1, 2), CELL_NAMES)
-            ],
-        )
+        found = compared({"rnn": (2.0, 2.2), "lstm": (1.5, 1.6), "gru": (1.48, 1.54)})
         spreads = [0.2 / math.sqrt(2), 0.1 / math.sqrt(2), 0.06 / math.sqrt(2)]
         assert [cell.spread for cell in found.cells] == pytest.approx(spreads)
-        pooled = math.sqrt((0.02 + 0.005 + 0.0018) / 3)
-        # Two seeds for each of three cells: three degrees of freedom.
-        assert found.least_difference == pytest.approx(3.182 * pooled * math.sqrt(2 / 2))
         pairs = [(d.better, d.worse, round(d.nats, 6), d.supported) for d in found.differences]
         assert pairs == [
             ("gru", "lstm", 0.04, False),
-            ("gru", "rnn", 0.59, True),
-            ("lstm", "rnn", 0.55, True),
+            ("gru", "rnn", 0.59, False),
+            ("lstm", "rnn", 0.55, False),
         ]
+        # Squared errors of LSTM and GRU: 0.0025 and 0.0009. Their degrees of freedom by Welch:
+        # 0.0034^2 / (0.0025^2 + 0.0009^2) = 1.637; tables have Student's t for whole ones only.
+        assert found.differences[0].margin == pytest.approx(
+            _student(1.6374) * math.sqrt(0.0034), rel=1e-4
+        )
         rows = found.to_list()
-        assert [row["ahead_of"] for row in rows] == [[], ["rnn"], ["rnn"]]
         assert {row["part"] for row in rows} == {"test"}
         on_valid = Comparison(replace(found.plan, test_share=0.0), found.cells)
         assert {row["part"] for row in on_valid.to_list()} == {"valid"}
         assert rows[0]["nats_per_char"] == pytest.approx(2.1)
         assert rows[0]["perplexity"] == pytest.approx(math.exp(2.1))
 
-    @pytest.mark.parametrize(("apart", "supported"), [(2.0, []), (2.6, ["lstm"]), (3.2, ["lstm"])])
+    def test_what_is_supported_is_a_row_s_own(self) -> None:
+        found = compared({"rnn": (2.0, 2.2, 2.1), "lstm": (1.5, 1.6, 1.5), "gru": (1.5, 1.6, 1.5)})
+        rows = {row["cell"]: row for row in found.to_list()}
+        assert {cell: row["ahead_of"] for cell, row in rows.items()} == {
+            "rnn": [], "lstm": ["rnn"], "gru": ["rnn"],
+        }  # fmt: skip
+        assert [one["worse"] for one in rows["lstm"]["differences"]] == ["gru", "rnn"]
+        assert [one["worse"] for one in rows["gru"]["differences"]] == ["rnn"]
+        assert rows["rnn"]["differences"] == []
+
+    @pytest.mark.parametrize(("apart", "supported"), [(2.0, []), (3.2, []), (3.4, ["lstm"])])
     def test_three_cells_must_differ_at_all(self, apart: float, supported: list[str]) -> None:
         """Otherwise each of the three pairs would stand out by chance in 5 % of cases."""
-        nats: dict[CellName, tuple[float, ...]]
+        nats: dict[CellName, Sequence[float]]
         nats = {"gru": (0, 1, 2), "rnn": (1, 2, 3), "lstm": (apart, apart + 1, apart + 2)}
-        found = Comparison.of(
-            Plan(texts=(), steps=1, seeds=3),
-            [make_result(cell, seed, nats[cell][seed - 1]) for cell in nats for seed in (1, 2, 3)],
-        )
-        # Each variance is 1; 6 degrees of freedom in all. The table of F for 2 and 6 has 5.14.
-        assert found.least_difference == pytest.approx(2.447 * math.sqrt(2 / 3))
-        assert found.differ is (statistics.variance([1, 2, apart + 1]) * 3 > 5.14)
+        found = compared(nats)
+        assert found.differ is (welch_tail([*nats.values()]) < 0.05)
         (row,) = (row for row in found.to_list() if row["cell"] == "gru")
         assert row["ahead_of"] == supported
         two = replace(found, cells=tuple(c for c in found.cells if c.cell != "rnn"))
-        assert two.differ and two.least_difference is not None
-        assert [pair.supported for pair in two.differences] == [apart > two.least_difference]
+        # Each variance is 1; 4 degrees of freedom. The table of Student's t has 2.776.
+        (pair,) = two.differences
+        assert pair.margin == pytest.approx(2.776 * math.sqrt(2 / 3), rel=1e-3)
+        assert pair.supported is (apart > 2.776 * math.sqrt(2 / 3))
 
-    def test_a_cell_with_fewer_runs_weighs_less_in_the_mean_of_all(self) -> None:
-        nats: dict[CellName, tuple[float, ...]]
-        # Every variance is 1. F is 3.85; if the grand mean weighted all cells equally, F would be
-        # 4.62. The table of F for 2 and 9 degrees of freedom has 4.26.
-        nats = {"rnn": (-1, -1, 0, 1, 1), "lstm": (-1, -1, 0, 1, 1)}
-        nats["gru"] = (2.15 - math.sqrt(0.5), 2.15 + math.sqrt(0.5))
-        found = Comparison.of(
-            Plan(texts=(), steps=1, seeds=5),
-            [make_result(cell, *run) for cell in nats for run in enumerate(nats[cell], start=1)],
-        )
-        assert [cell.spread for cell in found.cells] == pytest.approx([1, 1, 1])
-        assert not found.differ
+    def test_welch_s_analysis_against_its_twin(self) -> None:
+        draw = np.random.default_rng(3)
+        answers = []
+        for _ in range(60):
+            nats: dict[CellName, Sequence[float]] = {}
+            for cell, n in zip(CELL_NAMES, (3, 5, 2), strict=True):
+                mean, spread = 2 + len(nats) * draw.uniform(0, 0.03), draw.uniform(0.002, 0.02)
+                nats[cell] = list(draw.normal(mean, spread, n))
+            answers.append(compared(nats).differ)
+            assert answers[-1] is (welch_tail([*nats.values()]) < 0.05)
+        assert 10 < sum(answers) < 50
+
+    @pytest.mark.parametrize("spreads", [(1, 1, 1), (1, 1, 3.5), (4, 13, 5)])
+    @pytest.mark.parametrize("apart", [0, 1000])
+    def test_chance_supports_a_difference_in_one_comparison_of_twenty(
+        self, spreads: tuple[float, ...], apart: float
+    ) -> None:
+        """However the cells spread; also where one of them is far from two equal ones."""
+        draw = np.random.default_rng(1)
+        found, times = 0, 1500
+        for _ in range(times):
+            nats: dict[CellName, Sequence[float]] = {
+                cell: list(draw.normal(apart * (cell == "rnn"), spread, 3))
+                for cell, spread in zip(CELL_NAMES, spreads, strict=True)
+            }
+            comparison = compared(nats)
+            found += comparison.differ and any(
+                pair.supported and (not apart or "rnn" not in (pair.better, pair.worse))
+                for pair in comparison.differences
+            )
+        assert 0.02 < found / times < 0.065
+
+    def test_a_cell_with_one_run_left_says_nothing_of_the_others(self) -> None:
+        found = compared({"rnn": (1.5,), "lstm": (1.0, 1.01, 1.0), "gru": (2.0, 2.01, 2.02)})
+        assert [(d.worse, d.supported) for d in found.differences if d.better == "lstm"] == [
+            ("rnn", False),
+            ("gru", True),
+        ]
+        assert [d.margin is None for d in found.differences] == [True, False, True]
+
+    def test_cells_without_spread_differ_if_their_means_do(self) -> None:
+        """Welch's weights are divided by it."""
+        found = compared({"rnn": (2.0, 2.0), "lstm": (1.0, 1.0), "gru": (1.0, 1.0)})
+        assert [d.supported for d in found.differences] == [False, True, True]
 
     def test_what_differs_from_run_to_run_is_a_mean(self) -> None:
         names = (
@@ -250,11 +314,8 @@ class TestDifferences:
         }
 
     def test_one_seed_supports_nothing(self) -> None:
-        found = Comparison.of(
-            Plan(texts=(), steps=1),
-            [make_result(cell, 1, n) for n, cell in enumerate(CELL_NAMES, 1)],
-        )
-        assert found.least_difference is None
+        found = compared({cell: (n,) for n, cell in enumerate(CELL_NAMES, 1)})
+        assert [pair.margin for pair in found.differences] == [None] * 3
         assert [cell.spread for cell in found.cells] == [None] * 3
         assert not any(pair.supported for pair in found.differences)
 
@@ -265,29 +326,26 @@ class TestDifferences:
         found = Comparison.of(Plan(texts=(), steps=1, seeds=3), results, failures)
         assert [cell.cell for cell in found.cells] == ["lstm", "gru"]
         assert [row["failed_seeds"] for row in found.to_list()] == [[2], []]
-        # Sums of squares: 0.005 and 0.02, with 1 + 2 degrees of freedom; the LSTM has two runs.
-        expected = 3.182 * math.sqrt((0.005 + 0.02) / 3) * math.sqrt(2 / 2)
-        assert found.least_difference == pytest.approx(expected)
-        only = Comparison.of(found.plan, [run for run in results if run.seed != 3], failures)
-        assert only.least_difference is None, "the LSTM has only one run left"
+        # Squared errors 0.0025 and 0.00333, with 1 and 2 degrees of freedom: 2.881 in all.
+        (pair,) = found.differences
+        assert pair.margin == pytest.approx(_student(2.8824) * math.sqrt(0.0058333), rel=1e-3)
 
-    @pytest.mark.parametrize(("freedom", "t"), list(enumerate(STUDENT, start=1)))
-    def test_five_percent_of_student_s_t_are_outside(self, freedom: int, t: float) -> None:
-        """The density is integrated over the angle whose tangent is t / sqrt(freedom)."""
-        edges = np.linspace(0, math.pi / 2, 200_001)
-        middle = (edges[1:] + edges[:-1]) / 2
-        density = np.cos(middle) ** (freedom - 1)
-        inside = density[middle < math.atan(t / math.sqrt(freedom))].sum() / density.sum()
-        assert inside == pytest.approx(0.95, abs=5e-5)
+    @pytest.mark.parametrize("freedom", [1, 1.5, 2, 2.9, 3, 4.4, 10, 35.5, 1e4])
+    def test_five_percent_of_student_s_t_are_outside(self, freedom: float) -> None:
+        """Summed over t itself: its density is proportional to (1 + t^2 / f)^(-(f + 1) / 2)."""
+        # t = tan(x), to reach infinity.
+        edges = np.linspace(0, math.pi / 2, 2_000_001)
+        middle = np.tan((edges[1:] + edges[:-1]) / 2)
+        density = (1 + middle**2 / freedom) ** (-(freedom + 1) / 2) * (1 + middle**2)
+        inside = density[middle < _student(freedom)].sum() / density.sum()
+        assert inside == pytest.approx(0.95, abs=2e-5)
 
-    def test_many_degrees_of_freedom(self) -> None:
-        # Tables of Student's t: 2.086 for 20, 1.984 for 100.
-        for seeds, t in ((21, 2.086), (101, 1.984)):
-            runs = [make_result("gru", seed, 1.0 + seed % 2) for seed in range(seeds)]
-            found = Comparison.of(Plan(texts=(), steps=1, cells=("gru",), seeds=seeds), runs)
-            spread = statistics.stdev(run.nats_per_char for run in runs)
-            expected = t * spread * math.sqrt(2 / seeds)
-            assert found.least_difference == pytest.approx(expected, rel=1e-3)
+    @pytest.mark.parametrize(
+        ("freedom", "t"),
+        [*zip(range(1, 6), (12.706, 4.303, 3.182, 2.776, 2.571), strict=True), (20, 2.086)],
+    )
+    def test_student_s_t_is_that_of_tables(self, freedom: int, t: float) -> None:
+        assert _student(freedom) == pytest.approx(t, abs=0.0012)
 
     def test_the_best_run_is_chosen_without_the_test_part(self) -> None:
         runs = (
@@ -621,8 +679,11 @@ class TestCompare:
             assert Path(row["checkpoint"]).parent == uninterrupted
             assert row["bits_per_char"] == pytest.approx(row["nats_per_char"] / math.log(2))
         said = cli("compare", "--run", uninterrupted, "--resume").out
-        (least,) = {row["least_difference"] for row in rows}
-        assert f"A difference above {least:.4f} nats is called supported" in said
+        pairs = [pair for row in rows for pair in row["differences"]]
+        assert len(pairs) == 3
+        for pair in pairs:
+            apart = f"{pair['nats']:.4f} ± {pair['margin']:.4f}"
+            assert f"{pair['better']} is {apart} nats ahead of {pair['worse']}: " in said
         for row in rows:
             assert row["texts"] == list(open_plan(uninterrupted).texts)
             assert row["valid_texts"] == []

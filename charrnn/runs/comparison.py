@@ -16,8 +16,8 @@ from charrnn.storage.metrics import LARGEST
 
 #: Numbers of a result that others are divided by.
 DIVISORS = ("parameters", "seconds", "train_chars_per_second", "characters")
-#: Student's t, two-sided 95 %, for 1 to 10 degrees of freedom.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+#: Least variance over the seeds that is taken for one: its inverse is a weight.
+_LEAST_VARIANCE = 1e-24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +111,11 @@ class CellResult:
             return None
         return statistics.stdev(run.nats_per_char for run in self.runs)
 
+    @property
+    def squared_error(self) -> float:
+        """Squared standard error of ``nats_per_char``, for two runs or more; never 0."""
+        return max((self.spread or 0.0) ** 2, _LEAST_VARIANCE) / len(self.runs)
+
     def mean(self, name: str) -> float:
         """Return the mean over the seeds of a number in ``RunResult``."""
         return statistics.fmean(getattr(run, name) for run in self.runs)
@@ -153,9 +158,12 @@ class Difference:
     worse: CellName
     nats: float
     """0 or above."""
+    margin: float | None
+    """Half the width of the 95 % confidence interval around ``nats``, by Welch's t test; None where
+    a cell has only one run."""
     supported: bool
-    """Whether chance is an unlikely cause: the cells differ at all, and these two by more than the
-    least significant difference."""
+    """Whether chance is an unlikely cause: the cells differ at all, and 0 is outside the interval.
+    """
 
 
 @dataclass(frozen=True)
@@ -181,95 +189,97 @@ class Comparison:
         return min(self.cells, key=lambda cell: cell.nats_per_char)
 
     @property
-    def least_difference(self) -> float | None:
-        """The difference in nats above which chance is an unlikely cause.
-
-        None where a cell has only one run.
-
-        Fisher's least significant difference: with n seeds and s the standard deviation
-        pooled over the C cells, t s sqrt(2 / n), where t is Student's two-sided 95 % for
-        C (n - 1) degrees of freedom. It holds for each pair by itself (see ``differ``). Where
-        runs failed, n is that of the cell with the fewest left.
-        """
-        fewest = min(len(cell.runs) for cell in self.cells)
-        if fewest < 2:
-            return None
-        return _student(self._freedom) * math.sqrt(2 * self._variance / fewest)
+    def is_validated(self) -> bool:
+        """Whether the checkpoints were chosen by validation."""
+        return self.cells[0].best.valid_nats_per_char is not None
 
     @property
     def differ(self) -> bool:
-        """Whether the cells differ at all by more than chance; False for one seed.
+        """Whether the cells with two runs or more differ at all by more than chance.
 
-        For three cells this is an analysis of variance (F test) at 5 %. With this test before the
-        least significant difference (Fisher's protected one), chance makes some pair stand out in
-        5 % of comparisons, rather than each pair in 5 %; that holds for up to three cells. For two,
-        the least difference alone does this. Both tests assume cells of equal spread, and a number
-        of seeds fixed beforehand.
+        For three cells this is Welch's analysis of variance at 5 % (Welch 1951). With this test
+        before that of each pair, chance makes some pair stand out in about 5 % of comparisons,
+        rather than each pair in 5 %; that holds for up to three cells. For two, the test of the
+        pair alone does this. Each cell may have its own spread; the number of seeds must have been
+        fixed beforehand.
         """
-        if self.least_difference is None:
-            return False
-        if len(self.cells) < 3:
-            return True
-        runs = [len(cell.runs) for cell in self.cells]
-        means = [cell.nats_per_char for cell in self.cells]
-        mean = statistics.fmean(means, weights=runs)
-        between = sum(n * (m - mean) ** 2 for n, m in zip(runs, means, strict=True)) / 2
-        # For three cells, thus 2 and f degrees of freedom, F's quantile has a closed form.
-        f = self._freedom
-        least_ratio: float = f / 2 * (0.05 ** (-2 / f) - 1)
-        return between > least_ratio * self._variance
-
-    @property
-    def _freedom(self) -> int:
-        """Degrees of freedom of the variance: C (n - 1) if no run failed."""
-        return sum(len(cell.runs) - 1 for cell in self.cells)
-
-    @property
-    def _variance(self) -> float:
-        """Variance of the nats per character over a cell's seeds, pooled over the cells."""
-        squares = ((len(cell.runs) - 1) * (cell.spread or 0.0) ** 2 for cell in self.cells)
-        return sum(squares) / self._freedom
+        cells = [cell for cell in self.cells if len(cell.runs) > 1]
+        if len(cells) < 3:
+            return len(cells) == 2
+        means = [cell.nats_per_char for cell in cells]
+        weights = [1 / cell.squared_error for cell in cells]
+        mean, whole = statistics.fmean(means, weights), sum(weights)
+        between = sum(w * (m - mean) ** 2 for w, m in zip(weights, means, strict=True)) / 2
+        unsure = sum(
+            (1 - w / whole) ** 2 / (len(cell.runs) - 1)
+            for w, cell in zip(weights, cells, strict=True)
+        )
+        ratio, freedom = between / (1 + unsure / 4), 8 / (3 * unsure)
+        # F's tail for three cells, thus 2 and ``freedom`` degrees of freedom, has a closed form.
+        tail: float = (1 + 2 * ratio / freedom) ** (-freedom / 2)
+        return tail < 0.05
 
     @property
     def differences(self) -> tuple[Difference, ...]:
         """Every pair of cells, the better one first."""
         ranked = sorted(self.cells, key=lambda cell: cell.nats_per_char)
-        least = self.least_difference if self.differ else None
-        return tuple(
-            Difference(a.cell, b.cell, nats, least is not None and nats > least)
-            for a, b in itertools.combinations(ranked, 2)
-            for nats in [b.nats_per_char - a.nats_per_char]
-        )
+        differ = self.differ
+        found = []
+        for a, b in itertools.combinations(ranked, 2):
+            nats, margin = b.nats_per_char - a.nats_per_char, _margin(a, b)
+            supported = differ and margin is not None and nats > margin
+            found.append(Difference(a.cell, b.cell, nats, margin, supported))
+        return tuple(found)
 
     def to_list(self) -> list[dict[str, Any]]:
         """Return a JSON list, with one object per cell that has a finished run."""
-        ahead = {
-            cell.cell: [d.worse for d in self.differences if d.supported and d.better == cell.cell]
-            for cell in self.cells
-        }
+        differences = self.differences
         of_all = {
             "texts": self.plan.texts,
             "valid_texts": self.plan.valid,
             "part": self.plan.compared_on,
-            "least_difference": self.least_difference,
         }
         return [
             cell.to_dict()
             | of_all
             | {
-                "ahead_of": ahead[cell.cell],
+                "ahead_of": [
+                    one.worse for one in differences if one.supported and one.better == cell.cell
+                ],
+                "differences": [asdict(one) for one in differences if one.better == cell.cell],
                 "failed_seeds": [one.seed for one in self.failures if one.cell == cell.cell],
             }
             for cell in self.cells
         ]
 
 
-def _student(freedom: int) -> float:
-    """Return Student's t, two-sided 95 %, accurate to 0.1 %."""
-    if freedom <= len(STUDENT):
-        return STUDENT[freedom - 1]
-    z = statistics.NormalDist().inv_cdf(0.975)
-    # Cornish-Fisher: Abramowitz and Stegun 26.7.5, two terms.
-    return (
-        z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom * freedom)
-    )
+def _margin(a: CellResult, b: CellResult) -> float | None:
+    """Return half the width of the 95 % interval around the difference of two cells' means.
+
+    Welch's t test (1947), which lets each cell have its own spread.
+    """
+    if min(len(a.runs), len(b.runs)) < 2:
+        return None
+    both = a.squared_error + b.squared_error
+    freedom = both**2 / sum(cell.squared_error**2 / (len(cell.runs) - 1) for cell in (a, b))
+    return _student(freedom) * math.sqrt(both)
+
+
+def _student(freedom: float) -> float:
+    """Return Student's t, two-sided 95 %, for any degrees of freedom from 1 on.
+
+    With t = sqrt(freedom) tan(x), the density of x is proportional to cos(x)^(freedom - 1).
+    """
+    ratio = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)
+    peak = 2 / math.sqrt(math.pi) * math.exp(ratio)
+
+    def inside(t: float) -> float:
+        end, steps = math.atan(t / math.sqrt(freedom)), 64
+        middles = ((step + 0.5) / steps * end for step in range(steps))
+        return peak * end * statistics.fmean(math.cos(x) ** (freedom - 1) for x in middles)
+
+    low, high = 1.95, 12.75
+    while high - low > 1e-5:
+        middle = (low + high) / 2
+        low, high = (middle, high) if inside(middle) < 0.95 else (low, middle)
+    return high

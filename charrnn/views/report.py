@@ -65,7 +65,7 @@ def comparison_page(
     unit, in_bytes = _unit(portraits)
     styles = {cell.cell: style for style, cell in enumerate(comparison.cells)}
     runs = [LoggedRun(run.cell.upper(), styles[run.cell], log) for run, log in logs]
-    validated = comparison.cells[0].best.valid_nats_per_char is not None
+    validated = comparison.is_validated
     chosen = "best run by validation" if validated else "first run"
     sections = [
         _result_section(comparison, unit),

@@ -12,7 +12,7 @@ from charrnn.inference.assessment import After, Assessment
 from charrnn.inference.baselines import Baseline
 from charrnn.inference.evaluation import PositionScores, Scores
 from charrnn.nats import in_bits, perplexity
-from charrnn.runs.comparison import Comparison
+from charrnn.runs.comparison import Comparison, Difference
 from charrnn.runs.comparison_folder import resume_words
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.matching import TOLERANCE
@@ -239,25 +239,47 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
         return
     if plan.minutes is not None:
         yield f"Equal time{_validating(comparison)}: a faster cell does more steps."
-    least = comparison.least_difference
-    if least is None and plan.seeds > 1:
-        yield "A cell with only one run left has no spread, so no difference is supported."
-        return
-    if least is None:
+    if plan.seeds == 1:
         folder = Path(comparison.cells[0].best.run).parent
         more = command_line([*resume_words(folder), "--seeds", "3"])
         yield f"One seed has no spread; three show which differences are more than chance: {more}"
         return
-    for pair in comparison.differences:
+    yield from _differences(comparison)
+
+
+def _differences(comparison: Comparison) -> Iterator[str]:
+    """Yield how far apart each two cells are, and when that is more than chance."""
+    for cell in comparison.cells:
+        if cell.spread is None:
+            yield (
+                f"Only one run of {cell.cell} is left, which has no spread: no difference from it "
+                "is supported."
+            )
+    pairs = [pair for pair in comparison.differences if pair.margin is not None]
+    for pair in pairs:
         verdict = "supported" if pair.supported else "may be chance"
-        yield f"{pair.better} is {ahead(pair.nats)} nats ahead of {pair.worse}: {verdict}"
-    among = ", provided an F test finds that the cells differ" if len(comparison.cells) > 2 else ""
-    yield (
-        f"A difference above {ahead(least)} nats is called supported{among}: 95 % for all pairs "
-        "together, if the cells spread alike and the number of seeds was fixed beforehand "
-        "(Student's t; spread, the standard deviation over the seeds, is pooled over the cells). "
-        "Seeds vary weights and dropout, not the text: another text may rank the cells otherwise."
-    )
+        yield (
+            f"{pair.better} is {ahead(pair.nats)} \N{PLUS-MINUS SIGN} {ahead(pair.margin or 0.0)} "
+            f"nats ahead of {pair.worse}: {verdict}{_on_validation(comparison, pair)}"
+        )
+    among = ", and an F test finds that the cells differ" if len(pairs) > 1 else ""
+    if pairs:
+        yield (
+            "\N{PLUS-MINUS SIGN} gives a difference's 95 % confidence interval over the seeds. It "
+            f"is supported where that leaves out 0{among} (Welch's tests; some 5 % of comparisons "
+            "of equal cells support one, if the number of seeds was fixed beforehand). Seeds vary "
+            "weights and dropout, not the text: another text, or another part of this one, may "
+            "rank the cells otherwise."
+        )
+
+
+def _on_validation(comparison: Comparison, pair: Difference) -> str:
+    """Say so if the validation part ranks a pair of cells the other way."""
+    if comparison.plan.compared_on != "test" or not comparison.is_validated:
+        return ""
+    valid = {cell.cell: cell.mean("valid_nats_per_char") for cell in comparison.cells}
+    behind = valid[pair.better] - valid[pair.worse]
+    return f"; on the validation part it is {ahead(behind)} behind" if behind > 0 else ""
 
 
 def ahead(nats: float) -> str:
@@ -290,9 +312,7 @@ def _compared_how(comparison: Comparison) -> str:
     matched = f"Matched by {matched}; " if len(parameters) > 1 else ""
     seeds = f"mean of {seeds_meant(comparison)}" if plan.seeds > 1 else "one seed"
     predictions = counted(one.characters, "prediction")
-    chosen = (
-        "last checkpoint" if one.valid_nats_per_char is None else "best checkpoint by validation"
-    )
+    chosen = "best checkpoint by validation" if comparison.is_validated else "last checkpoint"
     flattered = "" if plan.compared_on == "test" else ", which flatters it, as it was chosen there"
     return (
         f"{matched}{budget} a run, {seeds}; the {chosen}, on the {predictions} of the "
