@@ -109,6 +109,19 @@ class TestGuesses:
         expected = (2 * math.log(12 / 6) + 2 * (math.log(12 / 2) + math.log(UNICODE - 2))) / 4
         assert unigram_nats(train, held_out, words) == pytest.approx(expected, rel=1e-12)
 
+    def test_half_of_those_seen_once_count_as_unknown(self) -> None:
+        """A network reads them so in every second pass, where nothing else is unknown."""
+        # A tenth of 40 characters is seen once: v, x, y and z, of which v and y are read so.
+        train = {ord("a"): 20, ord("b"): 16, **dict.fromkeys(map(ord, "vxyz"), 1)}
+        words = Vocabulary.from_counts(train, "utf-8")
+        assert words.characters == "abvxyz"
+        # Smoothed counts: unknown 3, a 21, b 17, v 1, x 2, y 1, z 2 of 47.
+        expected = (
+            math.log(47 / 3) + math.log(UNICODE - 6) + math.log(47 / 1) + math.log(47 / 2)
+        ) / 3
+        scored = dict.fromkeys(map(ord, "qvx"), 1)
+        assert unigram_nats(train, scored, words) == pytest.approx(expected, rel=1e-12)
+
     def test_unigram_of_bytes(self) -> None:
         train = {0: 3, 255: 1}
         expected = (math.log(260 / 4) + 2 * math.log(260 / 1)) / 3
@@ -169,12 +182,46 @@ class TestKneserNey:
             ids.append((ids[-1] + 2 * ids[-2] + (chance.random() < 0.3)) % 5)
         assert choose_order(np.array(ids, np.uint8), 5) == 3
 
+    def test_orders_of_no_use_lie_between(self) -> None:
+        """Each character is the one five places back, or chance."""
+        chance = random.Random(5)
+        ids = [chance.randrange(3) for _ in range(5)]
+        for _ in range(20_000):
+            ids.append(ids[-5] if chance.random() < 0.9 else chance.randrange(3))
+        best = choose_order(np.array(ids, np.uint8), 3)
+        cut = len(ids) - len(ids) // 10
+        losses = {
+            order: KneserNey(np.array(ids[:cut]), 3, order).prices(np.array(ids[cut:])).sum()
+            for order in range(1, 12)
+        }
+        assert losses[2] >= losses[1], "there a search would end that takes the first minimum"
+        assert best == min(losses, key=losses.__getitem__) == 6
+
     def test_noise_is_of_order_one(self) -> None:
         noise = np.random.default_rng(1).integers(0, 9, 5000).astype(np.uint8)
         assert choose_order(noise, 9) == 1
 
 
 class TestNGram:
+    def test_half_of_those_seen_once_count_as_unknown(self, tmp_path: Path) -> None:
+        text = make_prose(400) + "vxyz" + make_prose(400, seed=2)
+        train = make_part(tmp_path, text, name="train")
+        words = Vocabulary.from_counts(train.counts(), "utf-8")
+        once = [character for character, count in Counter(text).items() if count == 1]
+        assert len(once) > 2 and {*once} <= {*words.characters}
+        as_read = text
+        for character in sorted(once)[::2]:
+            as_read = as_read.replace(character, "\N{SNOWMAN}")
+        scored = make_part(tmp_path, make_prose(99, seed=3) + "q\N{SNOWMAN}e", name="scored")
+        found = ngram(scored, words, train)
+        order = int(found.name.removesuffix("-gram"))
+        ids = words.encode(make_prose(99, seed=3) + "q\N{SNOWMAN}e")
+        model = KneserNey(words.encode(as_read), words.size, order)
+        unknown = int((ids == 0).sum())
+        assert unknown > 0
+        nats = model.prices(ids)[1:].sum() + unknown * words.unknown_nats
+        assert found.nats_per_char == pytest.approx(nats / (len(ids) - 1))
+
     def test_blocks_and_the_whole_agree(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -210,6 +257,7 @@ class TestNGram:
         text = make_prose(100)
         train, scored = make_part(tmp_path, text * 20), make_part(tmp_path, text, name="scored")
         words = Vocabulary.from_counts(train.counts(), "utf-8")
+        monkeypatch.setattr(module, "MOST_ORDER", 99)
         free = ngram(scored, words, train)
         assert int(free.name.removesuffix("-gram")) > 10, "what repeats needs a long context"
         assert free.about == "Kneser-Ney, training part"

@@ -29,8 +29,11 @@ from charrnn.text.vocabulary import UNKNOWN, Ids, Vocabulary
 MOST_COUNTED = 2_000_000
 #: The longest n-grams tried: on a repetitive text, ever longer ones predict better.
 MOST_ORDER = 16
+#: Orders in a row without gain that end the search for the best one. What is needed may lie a few
+#: characters back, with nothing of use between.
+IN_VAIN = 3
 #: Characters of the held-out text that bzip2 compresses as a mark for training to beat: one
-#: bzip2 block, a tenth of a second.
+#: bzip2 block of ASCII, a tenth of a second.
 MOST_COMPRESSED = 900_000
 #: Characters of the scored text priced at a time.
 BLOCK = 1 << 18
@@ -54,7 +57,8 @@ def unigram_nats(
 ) -> float:
     """Return the nats per character of predicting by the training part's character frequencies.
 
-    Frequencies are smoothed by adding one to every symbol's count (Laplace).
+    Frequencies are smoothed by adding one to every symbol's count (Laplace). Characters are
+    counted as a network reads them in every second pass (``Vocabulary.held_back``).
 
     Args:
         train: code point -> occurrences in the training part.
@@ -62,6 +66,9 @@ def unigram_nats(
         vocabulary: determines which characters are unknown.
     """
     counts_V = _symbol_counts(train, vocabulary) + 1.0
+    held_back = vocabulary.held_back(train)[::2]
+    counts_V[held_back] -= 1  # each occurs once
+    counts_V[UNKNOWN] += len(held_back)
     price_V = -np.log(counts_V / counts_V.sum())
     price_V[UNKNOWN] += vocabulary.unknown_nats  # 0 for bytes
     occurrences_V = _symbol_counts(scored, vocabulary)
@@ -339,7 +346,8 @@ def ngram(
     """Return the price of a text under an n-gram model of the training part.
 
     The order, at most ``MOST_ORDER``, is the one with which the rest of the training part
-    predicts its last tenth best; the scored text has no influence on it.
+    predicts its last tenth best; the scored text has no influence on it. Characters are counted
+    as a network reads them in every second pass (``Vocabulary.held_back``).
 
     Args:
         scored: the text; its first character is not predicted.
@@ -351,7 +359,9 @@ def ngram(
         CorpusError: a text changed since it was scanned.
     """
     counted = min(train.characters, MOST_COUNTED)
-    ids = Reader(train, vocabulary, train.characters - counted).read(counted)
+    read_as_V = np.arange(vocabulary.size, dtype=vocabulary.dtype)
+    read_as_V[vocabulary.held_back(train.counts())[::2]] = UNKNOWN
+    ids = read_as_V[Reader(train, vocabulary, train.characters - counted).read(counted)]
     order = choose_order(ids, vocabulary.size)
     model = KneserNey(ids, vocabulary.size, order)
     reader = Reader(scored, vocabulary)
@@ -372,16 +382,17 @@ def ngram(
 def choose_order(ids: Ids, size: int) -> int:
     """Return the order with which the first nine tenths predict the last tenth best.
 
-    Orders are tried from 1 to ``MOST_ORDER``, until one is no better than the one before.
+    Orders are tried from 1 to ``MOST_ORDER``, until ``IN_VAIN`` in a row are no better than the
+    best.
     """
     cut = len(ids) - len(ids) // 10
     model = KneserNey(ids[:cut], size, 0)
     best, least = 1, math.inf
     for order in range(1, min(MOST_ORDER, cut) + 1):
         model.lengthen()
-        # Once an order is no better, longer ones are not either.
         nats = float(model.prices(ids[cut:]).sum())
-        if nats >= least:
+        if nats < least:
+            best, least = order, nats
+        elif order - best >= IN_VAIN:
             break
-        best, least = order, nats
     return best

@@ -199,8 +199,9 @@ class Vocabulary:
         If every character of the training part is in the vocabulary, the model never sees
         the unknown symbol and learns that it never occurs. Yet in new text, unseen characters
         make up about the share that those seen once make up here (Good 1953), so these stand
-        in for them. The result is empty where the part has unknown characters anyway, or
-        where those seen once make up more than a tenth of it.
+        in for them, half of them in each pass: they have to be learnt as themselves, too. The
+        result is empty where the part has unknown characters anyway, or where those seen once
+        make up more than a tenth of it or do not exist.
 
         Args:
             counts: code point -> occurrences in the training part.
