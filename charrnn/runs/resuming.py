@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from charrnn import recipe
+from charrnn import __version__, recipe
 from charrnn.compute.device import choose_device, multiplies_bf16
 from charrnn.compute.machine import processor
 from charrnn.config import BUDGETS, TrainConfig
@@ -37,6 +37,7 @@ from charrnn.text.corpus import Part, scan
 from charrnn.text.decoding import text_encoding
 from charrnn.text.files import absolute_names, embedded_corpus
 from charrnn.text.stream import Lanes
+from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import flag, joined, resume_command, shown
 
 #: Fields that the rules may choose anew with every budget -> the field that says whether they do.
@@ -109,6 +110,12 @@ def resume(
         lanes = lanes_of(train, counts, vocabulary, config)
     except ValueError as error:
         raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
+    of_text = Vocabulary.from_counts(counts, record.encoding, vocabulary.min_count)
+    # After --init-from it is the other model's.
+    if config.init_from is None and vocabulary != of_text:
+        raise CheckpointError(
+            f"{shown(path)}: the field 'vocabulary' is not that of the run's text"
+        )
     is_another = _is_another_budget(config, saved.config)
     if is_another:
         _refuse_used_up(config, progress, lanes)
@@ -333,8 +340,9 @@ def _refuse_used_up(config: TrainConfig, progress: Progress, lanes: Lanes) -> No
 
 
 def _other_machine(checkpoint: Checkpoint, device: torch.device) -> list[str]:
-    """Return why a resumed run may differ in the last bits from one that never stopped."""
+    """Return why a resumed run may differ from one that never stopped."""
     then_and_now = [
+        ("charrnn", checkpoint.versions["charrnn"], __version__),
         ("device", checkpoint.require("device", str), device.type),
         ("threads", checkpoint.require("threads", int), torch.get_num_threads()),
         ("torch", checkpoint.versions["torch"], str(torch.__version__)),
@@ -348,4 +356,5 @@ def _other_machine(checkpoint: Checkpoint, device: torch.device) -> list[str]:
     ]
     if not changes:
         return []
-    return [f"{', '.join(changes)}: results may differ in the last bits"]
+    far = "" if checkpoint.versions["charrnn"] == __version__ else ", or by more"
+    return [f"{', '.join(changes)}: results may differ in the last bits{far}"]
