@@ -4,6 +4,7 @@ import platform
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -63,7 +64,14 @@ def test_where_nothing_describes_it(tmp_path: Path) -> None:
     assert vendor(tmp_path / "none") is None
 
 
-@pytest.mark.parametrize(("made", "said"), [(True, "loops compiled"), (None, "loops not compiled")])
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (Mock(flaw=None), "loops compiled"),
+        (Mock(flaw="no such instruction"), "loops compiled for any processor"),
+        (None, "loops not compiled"),
+    ],
+)
 def test_the_machine_is_one_line_of_all_that_figures_depend_on(
     made: object, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

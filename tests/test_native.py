@@ -24,6 +24,7 @@ from charrnn.compute import compiler, native, products, steps
 from charrnn.compute.compiler import compile_library
 from charrnn.compute.device import multiplies_bf16
 from charrnn.compute.loops import has_lstm_loop, run_gru, run_lstm, run_rnn
+from charrnn.compute.machine import machine
 from charrnn.compute.trials import Fastest
 from tests.conftest import Cli, compiles, loops_for
 
@@ -142,14 +143,18 @@ def test_c_is_told_how_many_threads_there_are(
     monkeypatch.setattr(compiled, "_library", library)
     monkeypatch.setattr(compiled, "_fastest", {})
     monkeypatch.setattr(torch, "get_num_threads", lambda: there)
-    for _ in expected:
-        run(cell, torch.float32)
+    results = [run(cell, torch.float32) for _ in expected]
     calls = [
         (name, *(size.value for size in call[:2]))
         for name, call, _ in library.mock_calls
         if name == "forward" or name.endswith("backward")
     ]
     assert calls == [(name, *way) for way in expected for name in ("forward", f"{cell}_backward")]
+    # There is one, whatever C is told (tests/conftest.py): it then does the work of all.
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = run(cell, torch.float32)
+    for others in results:
+        assert all(torch.equal(a, b) for a, b in zip(alone, others, strict=True))
 
 
 @needs_compiler
@@ -228,12 +233,25 @@ def test_nothing_is_kept_of_what_is_not_learned_from(narrow: bool) -> None:
 @needs_compiler
 def test_what_c_would_misread_is_refused() -> None:
     x, state, weight = torch.randn(B, T, H), torch.zeros(B, H), torch.randn(H, H)
-    with pytest.raises(AssertionError, match="contiguous"):
+    with pytest.raises(TypeError, match="contiguous"):
         run_rnn(x.transpose(0, 1), state, weight)
     compiled = native.loops()
     assert compiled is not None
-    with pytest.raises(AssertionError, match="float32"):
+    with pytest.raises(TypeError, match="float32"):
         compiled.rnn_forward(False, weight, x.double(), None, torch.zeros(B + 1, T, H))
+    with pytest.raises(TypeError, match="on a CPU"):
+        compiled.rnn_forward(False, weight, x.to("meta"), None, torch.zeros(B + 1, T, H))
+    with pytest.raises(TypeError, match="evenly spaced"):
+        compiled.sum_rows(torch.zeros(T, 2 * B, H)[:, :B])
+    with pytest.raises(TypeError, match="weights for C must be float32"):
+        compiled.rnn_forward(False, weight.double(), x, None, torch.zeros(B + 1, T, H))
+
+
+@needs_compiler
+def test_the_gradient_of_nothing_is_nothing() -> None:
+    compiled = native.loops()
+    assert compiled is not None
+    assert not compiled.weight_gradient(torch.zeros(0, 3, 7), torch.zeros(0, 3, 5)).any()
 
 
 @needs_compiler
@@ -409,6 +427,23 @@ def test_clang_is_refused(kind: type[compiler.Library]) -> None:
     assert said.endswith("error \"clang's OpenMP would be a second one beside torch's: take gcc\"")
 
 
+@needs_compiler
+@pytest.mark.usefixtures("temporary")
+@pytest.mark.parametrize("option", ["-ffast-math", "-ffinite-math-only"])
+def test_a_compiler_that_would_lose_nan_is_refused(option: str) -> None:
+    said = compile_library(native.Loops, [*compiler.find_compiler(), option])
+    assert isinstance(said, str)
+    assert said.endswith('error "NaN must stay NaN: leave -ffast-math out of CC"')
+
+
+@pytest.mark.usefixtures("temporary")
+def test_the_linker_s_reason_is_told(tmp_path: Path) -> None:
+    says = "/usr/bin/ld: libgomp.a: no shared object", "collect2: error: ld returned 1 exit status"
+    command = script(tmp_path / "cc", f"printf '{says[0]}\\n{says[1]}\\n' >&2\nexit 1")
+    said = f"{command[0]} does not compile it: {says[0]}"
+    assert compile_library(native.Loops, command) == said
+
+
 @pytest.mark.usefixtures("temporary")
 def test_where_nothing_may_be_run_the_way_out_is_told(tmp_path: Path) -> None:
     """A file that is no library fails to load like one in a folder mounted noexec."""
@@ -473,6 +508,41 @@ def test_a_compiler_may_refuse_what_is_only_wished(refused: str, tmp_path: Path)
     refuse = f'case "$*" in *{refused}*) exit 1;; esac'
     command = script(tmp_path / "cc", f'{refuse}\nexec {usual} "$@"')
     assert isinstance(compile_library(native.Loops, command), native.Loops)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("temporary", "asked_anew")
+def test_loops_for_any_processor_are_told(
+    tmp_path: Path, cli: Cli, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are slower, and may differ in the last bits, as after a compiler killed for memory."""
+    usual = shlex.join(compiler.find_compiler())
+    says = 'case "$*" in *-march*) echo "Error: no such instruction" >&2; exit 1;; esac'
+    monkeypatch.setenv("CC", shlex.join(script(tmp_path / "cc", f'{says}\nexec {usual} "$@"')))
+    small = ("--steps", 2, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
+    said = cli("train", prose, "--run", tmp_path / "run", *small).err
+    assert (
+        f"note: training is slower than it could be: {tmp_path / 'cc'} does not compile for this "
+        "processor: Error: no such instruction\n"
+    ) in said
+    assert machine().endswith(", loops compiled for any processor")
+    monkeypatch.setattr(compiler, "_made", {})
+    monkeypatch.delenv("CC")
+    assert machine().endswith(", loops compiled")
+
+
+@pytest.mark.parametrize(
+    ("features", "hidden"), [("fp asimd sve sve2", False), ("fp asimd", False), ("fp sve2", True)]
+)
+def test_sve_that_a_virtual_machine_hides_is_not_used(
+    features: str, hidden: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor: 0\nFeatures\t: {features}\n")
+    assert compiler._hides_sve(tmp_path / "cpuinfo") is hidden
+    monkeypatch.setattr(compiler, "_hides_sve", lambda: hidden)
+    command = script(tmp_path / "cc", f'echo "$*" >>{tmp_path}/runs\nexit 1')
+    assert isinstance(compile_library(native.Loops, command), str)
+    assert ("-march=native" in (tmp_path / "runs").read_text()) is not hidden
 
 
 @pytest.mark.usefixtures("temporary")

@@ -51,8 +51,8 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @contextmanager
 def without_passes() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "passes", lambda like: None)
-        patch.setattr(optimiser, "passes", lambda like: None)
+        patch.setattr(kernels, "passes", lambda *_: None)
+        patch.setattr(optimiser, "passes", lambda *_: None)
         yield
 
 
@@ -112,6 +112,18 @@ def test_what_is_no_number_stays_so(dtype: torch.dtype) -> None:
     for ours, theirs in both(lambda: dropout(x, 0.5)):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
         assert ours[::4].isnan().all()
+
+
+@pytest.mark.usefixtures("machine")
+def test_a_number_that_is_none_stays_so_in_bf16() -> None:
+    """All its bits are set, so rounding it like a number would give -0."""
+    compiled = passes(torch.zeros(1))
+    assert compiled is not None
+    none = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)
+    grads = none.repeat(12, 5), none.repeat(12, 3)
+    means = torch.zeros(12, 5), torch.zeros(12, 3)
+    bands_KRC = compiled.muon_gather(grads, means, 3, 0.95, 1.01, torch.bfloat16)
+    assert bands_KRC.isnan().all()
 
 
 @each_dtype
@@ -243,10 +255,38 @@ def test_what_c_would_misread_is_refused() -> None:
     compiled = passes(torch.zeros(1))
     assert compiled is not None
     one = torch.zeros(5, 7)
-    with pytest.raises(AssertionError, match="contiguous"):
+    with pytest.raises(TypeError, match="contiguous"):
         compiled.adam(one.t(), one, one, one, (0.9, 0.99), 1.0, 0.1)
-    with pytest.raises(AssertionError, match="float32"):
-        compiled.adam(one.double(), one, one, one, (0.9, 0.99), 1.0, 0.1)
+    for other in (one.double(), one.bfloat16()):
+        with pytest.raises(TypeError, match="float32"):
+            compiled.adam(other, one, one, one, (0.9, 0.99), 1.0, 0.1)
+    with pytest.raises(TypeError, match="on a CPU"):
+        compiled.adam(one.to("meta"), one, one, one, (0.9, 0.99), 1.0, 0.1)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_model_in_bf16_learns_without_c(name: OptimiserName) -> None:
+    """Its weights are not what C would read."""
+    model = make_model("gru", 1).bfloat16()
+    with without_passes():
+        expected = [weight.clone() for weight in stepped(name, model)]
+    model = make_model("gru", 1).bfloat16()
+    for ours, slow in zip(stepped(name, model), expected, strict=True):
+        assert torch.equal(ours, slow)
+
+
+def stepped(name: OptimiserName, model: CharModel) -> list[Tensor]:
+    """Return the weights after a step of an optimiser along gradients of 1."""
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    rule = OPTIMISERS[name](model)
+    rule.set_rates(0.1, 0.1)
+    rule.step()
+    return list(model.parameters())
+
+
+def test_nothing_is_dropped_of_nothing() -> None:
+    assert dropout(torch.zeros(0, 3), 0.3, 2).shape == (0, 3)
 
 
 def test_other_tensors_have_no_passes() -> None:

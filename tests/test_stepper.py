@@ -293,7 +293,7 @@ def test_what_c_would_misread_is_refused() -> None:
     narrow = ((torch.zeros(2, 7, dtype=torch.bfloat16),), hidden[1])
     for state, said in ((transposed, "contiguous"), (wrong, "float32"), (narrow, "float32")):
         for weights in get_args(WeightsName):
-            with pytest.raises(AssertionError, match=said):
+            with pytest.raises(TypeError, match=said):
                 make_stepper("native", model, state, weights)
 
 

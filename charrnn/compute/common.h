@@ -9,6 +9,11 @@
 #error "clang's OpenMP would be a second one beside torch's: take gcc"
 #endif
 
+/* With -ffast-math in CC the loss of what is no number would look like one. */
+#if defined(__FAST_MATH__) || __FINITE_MATH_ONLY__
+#error "NaN must stay NaN: leave -ffast-math out of CC"
+#endif
+
 #include <stdint.h>
 #include <string.h>
 

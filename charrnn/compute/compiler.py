@@ -28,13 +28,18 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from charrnn.compute.device import cpu_facts
 from charrnn.wording import shown
 
-_OPTIONS = ["-x", "c", "-std=gnu11", "-O3", "-fno-trapping-math", "-fopenmp", "-fPIC", "-shared"]
+_OPTIONS = [
+    "-x", "c", "-std=gnu11", "-O3", "-fno-trapping-math", "-fno-math-errno", "-fopenmp", "-fPIC",
+    "-shared",
+]  # fmt: skip
 """``-x c``: a C++ compiler would otherwise compile C++ and mangle the names. ``-fopenmp``: on Linux
 the threads are torch's own, because torch has loaded gcc's OpenMP; clang's would be a second
 one, so ``common.h`` refuses clang. ``-fno-trapping-math``: nothing here needs floating-point
-traps, and with them gcc cannot vectorise the exponentials for AVX2."""
+traps, and with them gcc cannot vectorise the exponentials for AVX2. ``-fno-math-errno``: nor does
+anything read ``errno``, and to set it gcc takes roots one by one. Neither changes a result."""
 
 _WIDE = "-mprefer-vector-width=512"
 """Full-width vectors: gcc would use half the width. Other compilers do not know the option."""
@@ -54,6 +59,7 @@ class Library:
         FILE: the name of the C file, in this package.
         FUNCTIONS: the file's own functions that return nothing.
         SIZES: those that return a long.
+        flaw: why it was compiled for any processor rather than for this one; None: it was not.
     """
 
     FILE: ClassVar[str]
@@ -62,6 +68,7 @@ class Library:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
+        self.flaw: str | None = None
         for name in self.FUNCTIONS:
             getattr(library, name).restype = None
         for name in self.SIZES:
@@ -81,16 +88,21 @@ def refuse_misreadable(
     """Refuse tensors that C would misread, or read beyond their end.
 
     Args:
-        values: arguments for C; the tensors among them must be contiguous.
+        values: arguments for C; the tensors among them must be contiguous and on a CPU.
         dtypes: the types that a tensor may have.
 
     Raises:
-        AssertionError: a tensor is not contiguous, or has another type.
+        TypeError: a tensor is not contiguous, or elsewhere, or has another type.
     """
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    types = {tensor.dtype for tensor in tensors}
-    assert all(tensor.is_contiguous() for tensor in tensors), "they must be contiguous"
-    assert types <= {*dtypes}, f"they must be {dtypes[0]}: {types}"
+    for tensor in values:
+        if not isinstance(tensor, Tensor):
+            continue
+        if tensor.device.type != "cpu":
+            raise TypeError(f"tensors for C must be on a CPU, not on {tensor.device}")
+        if not tensor.is_contiguous():
+            raise TypeError("tensors for C must be contiguous")
+        if tensor.dtype not in dtypes:
+            raise TypeError(f"tensors for C must be {dtypes[0]}, not {tensor.dtype}")
 
 
 def why_no_compiler() -> str:
@@ -152,26 +164,32 @@ def compile_library(
         options: of the library's class.
     """
     name, march = shown(shlex.join(compiler)), f"-march={machine}"
+    attempts = [[march, _WIDE], [march], []]
+    if machine == "native" and _hides_sve():
+        attempts = [[]]
     try:
         with tempfile.TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as name_of:
             folder = Path(name_of)
             # Copies: a compiler cannot read files inside a zipped package.
             for source in (kind.FILE, *_HEADERS):
-                (folder / source).write_bytes((files(__package__) / source).read_bytes())
+                (folder / source).write_bytes((files("charrnn.compute") / source).read_bytes())
             library = folder / "library.so"
             fixed = [*compiler, *_OPTIONS, str(folder / kind.FILE), "-o", str(library)]
-            for wishes in ([march, _WIDE], [march], []):
+            refusals: list[str] = []
+            for wishes in attempts:
                 complaint = _complaint([*fixed, *wishes], folder)
                 if complaint is None:
                     break
+                refusals.append(f": {shown(complaint)}" if complaint else "")
             else:
-                return f"{name} does not compile it" + (
-                    f": {shown(complaint)}" if complaint else ""
-                )
+                return f"{name} does not compile it{refusals[-1]}"
             try:
-                return kind(ctypes.CDLL(str(library)), **options)
+                made = kind(ctypes.CDLL(str(library)), **options)
             except (OSError, AttributeError) as error:  # e.g. the folder is mounted noexec
                 return f"what {name} made cannot be loaded: {shown(error)}; TMPDIR names its folder"
+            if refusals and not wishes:
+                made.flaw = f"{name} does not compile for this processor{refusals[-1]}"
+            return made
     except subprocess.TimeoutExpired:
         return f"{name} took more than {_COMPILE_SECONDS} s"
     except OSError as error:  # no such compiler, or the disk is full
@@ -210,4 +228,22 @@ def _complaint(command: list[str], folder: Path) -> str | None:
             child.wait()  # after a Ctrl-C Popen itself would not
             raise
     lines = said.read_text("utf-8", errors="replace").splitlines()
-    return next((line for line in lines if "error:" in line or "cannot" in line), "")
+    # The linker gives its reason before collect2 says that it failed.
+    telling = ("error:", "cannot", "Error:", "ld: ")
+    return next(
+        (
+            line
+            for line in lines
+            if any(word in line for word in telling) and not line.startswith("collect2:")
+        ),
+        "",
+    )
+
+
+def _hides_sve(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this is a virtual machine that has SVE2 but not the SVE that it builds on.
+
+    Some on Apple's M4 say so; gcc before 14 then uses SVE, which the processor refuses.
+    """
+    features = cpu_facts(cpuinfo).get("Features", "").split()
+    return "sve2" in features and "sve" not in features

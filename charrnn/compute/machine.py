@@ -18,6 +18,7 @@ from charrnn.wording import counted
 
 def machine() -> str:
     """Return the machine and the software versions that measurements depend on, in one line."""
+    made = loops()
     parts = [processor(), counted(os.cpu_count() or 1, "core")]
     if torch.cuda.is_available():
         parts.append(torch.cuda.get_device_name())
@@ -25,8 +26,10 @@ def machine() -> str:
         f"{platform.system()} {platform.machine()}",
         f"Python {platform.python_version()}",
         f"torch {torch.__version__} with {counted(torch.get_num_threads(), 'thread')}",
-        "loops compiled" if loops() else "loops not compiled",
+        "loops not compiled" if made is None else "loops compiled",
     ]
+    if made is not None and made.flaw:
+        parts[-1] += " for any processor"
     return ", ".join(parts)
 
 

@@ -170,8 +170,8 @@ class Loops(Multiplier):
         """
         narrow, columns = _TYPES.index(x_TBN.dtype), x_TBN.shape[2]
         rows = x_TBN.flatten(0, 1)
-        assert rows.data_ptr() == x_TBN.data_ptr(), "they must be evenly spaced"
-        assert rows.stride(1) == 1, "they must be contiguous"
+        if rows.data_ptr() != x_TBN.data_ptr() or rows.stride(1) != 1:
+            raise TypeError("rows for C must be evenly spaced, and each contiguous")
         sums_DN = torch.zeros(count, columns, dtype=torch.float32)
         refuse_misreadable(which_TB, sums_DN)
         sizes = (torch.get_num_threads(), narrow, len(rows), columns)
@@ -183,7 +183,7 @@ class Loops(Multiplier):
         """Return the sum over time and lanes of the outer products ``d x``, [N, K], in float32."""
         d, x = d_TBN.flatten(0, 1).contiguous(), x_TBK.flatten(0, 1).contiguous()
         threads, (count, outputs), inputs = torch.get_num_threads(), d.shape, x.shape[1]
-        gradient_NK = d.new_empty(outputs, inputs)
+        gradient_NK = d.new_zeros(outputs, inputs)  # of no rows C writes nothing
         room = d.new_empty(self._library.gradient_room(*map(argument, (threads, outputs))))
         refuse_misreadable(d, x)
         tensors = (d, x, gradient_NK, room)
@@ -242,7 +242,8 @@ class Loops(Multiplier):
         """
         states, lanes, hidden = like_TBH.shape
         refuse_misreadable(*rest, dtypes=(*_TYPES, torch.int64))
-        assert weight_KN.dtype == torch.float32, f"they must be float32: {weight_KN.dtype}"
+        if weight_KN.dtype != torch.float32:
+            raise TypeError(f"weights for C must be float32, not {weight_KN.dtype}")
         panels = self._panels(weight_KN.bfloat16() if narrow else weight_KN)
         ways = ways_to_share(lanes, panels.nbytes, torch.get_num_threads())
         most = max(threads for threads, _ in ways)

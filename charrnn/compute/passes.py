@@ -159,9 +159,10 @@ class Passes(Library):
     ) -> None:
         """Call a function of the library; None: it has no typed tensors."""
         tensors = [each for each in arguments if isinstance(each, Tensor)]
-        refuse_misreadable(*tensors, dtypes=(*_TYPES, torch.int64))
+        dtype = torch.float32 if typed is None else typed.dtype
+        refuse_misreadable(*tensors, dtypes=(torch.float32, torch.int64, dtype))
         entries = max(tensor.numel() for tensor in tensors)
-        first = [min(torch.get_num_threads(), -(-entries // _EACH))]
+        first = [max(1, min(torch.get_num_threads(), -(-entries // _EACH)))]
         if typed is not None:
             first.append(_TYPES.index(typed.dtype))
         getattr(self._library, name)(
@@ -173,6 +174,11 @@ class Passes(Library):
         )
 
 
-def passes(like: Tensor) -> Passes | None:
-    """Return the compiled passes for tensors like this one; None: there are none."""
-    return compiled(Passes) if like.device.type == "cpu" and like.dtype in _TYPES else None
+def passes(like: Tensor, dtypes: Sequence[torch.dtype] = _TYPES) -> Passes | None:
+    """Return the compiled passes for tensors like this one; None: there are none.
+
+    Args:
+        like: one of them.
+        dtypes: the types that the functions wanted can read.
+    """
+    return compiled(Passes) if like.device.type == "cpu" and like.dtype in dtypes else None

@@ -219,7 +219,7 @@ class AdamW(Optimiser):
         correction1, correction2 = 1 - beta1**updates, (1 - beta2**updates).sqrt()
         lr, lr_adam = self.lr / correction1, self.lr_adam / correction1
         rates = [lr if name in self._matrices else lr_adam for name in named]
-        compiled = passes(self._like)
+        compiled = passes(self._like, (torch.float32,))
         if compiled is not None:
             correction = float(correction2)
             for tensors, rate in zip(
@@ -253,7 +253,7 @@ class MuonAdamW(AdamW):
         return self._others
 
     def _update(self) -> None:
-        compiled = passes(self._like)
+        compiled = passes(self._like, (torch.float32,))
         if compiled is None:
             self._update_matrices()
         else:

@@ -112,12 +112,12 @@ def _with_planned_steps(config: TrainConfig, lanes: Lanes, progress: Progress) -
 
 
 def _slow_loops(model: CharModel) -> list[str]:
-    """Return the note that training would be faster with a C compiler, if it would be."""
+    """Return the note that training would be faster with a better C compiler, if it would be."""
     # Unmeasured on macOS, where gcc's threads would be a second pool beside torch's.
     if model.head.weight.device.type != "cpu" or platform.system() == "Darwin":
         return []
-    if loops():  # this compiles them, which takes a while
-        return []
+    if made := loops():  # this compiles them, which takes a while
+        return [f"training is slower than it could be: {made.flaw}"] if made.flaw else []
     faster = "training is faster with a C compiler that has OpenMP, such as gcc"
     return [f"{faster}: {why_none(Loops)}"]
 
