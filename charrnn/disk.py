@@ -171,8 +171,11 @@ def sync(fd: int) -> None:
     """Flush an open file to disk; on macOS, fsync alone leaves it in the drive's cache."""
     os.fsync(fd)
     if (full := getattr(fcntl, "F_FULLFSYNC", None)) is not None:
-        with suppress(OSError):  # not all file systems know it
+        try:
             fcntl.fcntl(fd, full)
+        except OSError as error:  # not all file systems know it
+            if error.errno in (errno.EIO, *FULL):
+                raise
 
 
 def sync_folder(folder: Path) -> None:

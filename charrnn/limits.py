@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -50,9 +51,15 @@ def allowed_cores(root: Path = Path("/")) -> int | None:
                 quota, period = map(int, said.split())
                 if quota > 0 and period > 0:
                     limits.append(max(1, quota // period))
-    least = min(limits, default=None)
+    cores = _cores()
+    least = min(limits, default=cores)
     # A limit that allows all cores is none: left alone, torch skips each core's second thread.
-    return None if least is None or least >= _cores() else least
+    if least < cores:
+        return least
+    # On ARM torch (up to 2.13) counts all of the machine's, even if this process may not use them:
+    # https://github.com/pytorch/pytorch/issues/193859
+    is_fewer = platform.machine() == "aarch64" and cores < (os.cpu_count() or cores)
+    return cores if is_fewer else None
 
 
 def _cores() -> int:

@@ -88,7 +88,7 @@ MOST_WARMUP_STEPS = 50
 #: Decay of the recurrence's matrices, as a share of the rate, in a run of few passes.
 WEIGHT_DECAY = 0.1
 #: More than that is for texts of up to so many characters. On a longer one it falls in proportion,
-#: so that weights are forgotten within as much text (Wang and Aitchison 2024, arXiv:2405.13698).
+#: so that weights are forgotten within as many passes (Wang and Aitchison 2024, arXiv:2405.13698).
 DECAY_TEXT = 1_000_000
 #: A validation scores at least this many characters, or all that are held out; in a few minutes,
 #: fewer (``planning.LEAST_TIMED``).

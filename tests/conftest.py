@@ -53,6 +53,7 @@ torch.set_num_threads(1)
 for name in (
     "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE",
     "CHARRNN_TRACEBACK", "CHARRNN_NATIVE", "COLORTERM", "JPY_PARENT_PID", "MPLBACKEND",
+    "CI",
 ):  # fmt: skip
     os.environ.pop(name, None)
 os.environ["TERM"] = "xterm-256color"  # in an editor, or without a terminal, it may be "dumb"

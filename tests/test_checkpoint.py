@@ -619,6 +619,10 @@ def test_on_macos_the_drive_s_cache_is_emptied(
     save(tmp_path / "a", Checkpoint({}, {"step": 2}))
     assert load(tmp_path / "a").meta == {"step": 2}
     assert asked == [(51, False), (51, True)]
+    monkeypatch.setattr("fcntl.fcntl", refusing(errno.EIO))
+    with pytest.raises(RunFolderError, match=os.strerror(errno.EIO)):
+        save(tmp_path / "a", Checkpoint({}, {"step": 3}))
+    assert load(tmp_path / "a").meta == {"step": 2}
 
 
 @pytest.mark.parametrize(

@@ -491,6 +491,11 @@ class TestBadInput:
             assert one_line(cli(*begin, "--quiet").without_notes) == (
                 "charrnn: out of memory: give a smaller --hidden, --batch-size or --bptt\n"
             )
+            masked = (*begin, "--dropout-masks=3", "--quiet")
+            assert one_line(cli(*masked).without_notes) == (
+                "charrnn: out of memory: give a smaller --hidden, --batch-size, --bptt or "
+                "--dropout-masks\n"
+            )
             kept = f"--init-from={texts['trained']}"
             begin_with = (*begin[:4], "--steps", 4, "--validate-every", 2, kept, "--quiet")
             assert one_line(cli(*begin_with).without_notes) == (

@@ -582,12 +582,14 @@ class TestLive:
             ("JPY_PARENT_PID", "77", False),
             ("MPLBACKEND", "module://matplotlib_inline.backend_inline", False),
             ("MPLBACKEND", "agg", True),
+            ("CI", "true", False),
+            ("CI", "", True),
         ],
     )
-    def test_is_not_chosen_in_a_notebook(
+    def test_is_not_chosen_in_a_notebook_or_a_ci(
         self, monkeypatch: pytest.MonkeyPatch, name: str, value: str, is_live: bool
     ) -> None:
-        """A notebook's cells are terminals, but append what should be drawn in place."""
+        """Their output may be a terminal, but appends what should be drawn in place."""
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
         monkeypatch.setenv(name, value)
         assert isinstance(open_display(as_json=False, quiet=False), _LiveTerminal) == is_live

@@ -52,6 +52,21 @@ def test_memory_is_what_the_strictest_group_has(root: Path, group: str, name: st
     assert memory_bytes(root) == 1_234_567, "the group of another controller"
 
 
+@pytest.mark.parametrize(
+    ("machine", "there", "said"), [("aarch64", 64, 5), ("aarch64", 5, None), ("x86_64", 64, None)]
+)
+def test_on_arm_cores_that_others_use_are_not_counted(
+    root: Path, machine: str, there: int, said: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere torch sees to that itself."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(5)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: there)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert allowed_cores(root) == said
+    limit(root, "a", cpu_max="300000 100000")
+    assert allowed_cores(root) == 3
+
+
 @each_group
 @pytest.mark.parametrize("version", [1, 2])
 def test_processor_time_is_so_many_whole_cores(

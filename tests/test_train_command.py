@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -353,7 +354,7 @@ class TestTrain:
     def test_validates_on_another_text(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("charrnn.runs.assembling.loops", lambda: True)
+        monkeypatch.setattr("charrnn.runs.assembling.loops", lambda: Mock(flaw=None))
         other = tmp_path / "other.txt"
         other.write_text(make_prose(333, seed=2), encoding="utf-8-sig")
         result = cli("train", prose, "--valid", other, "--run", tmp_path / "run", "--json", *QUICK)
@@ -564,6 +565,10 @@ class TestTrain:
         smaller = "available: give a smaller"
         assert one_line(cli(*words)).endswith(
             f"{smaller} --hidden, --embedding, --layers, --batch-size or --bptt\n"
+        )
+        masks = one_line(cli(*words, "--dropout", 0.1, "--dropout-masks", 3))
+        assert masks.endswith(
+            f"{smaller} --hidden, --embedding, --layers, --batch-size, --bptt or --dropout-masks\n"
         )
         beside = one_line(cli(*words, "--init-from", trained))
         assert beside.endswith(f"{smaller} --batch-size or --bptt\n")

@@ -443,7 +443,7 @@ def test_a_run_in_fp32_goes_on_so_without_a_word(
     run = start_run(steps=20)
     list(train(run, lambda: "the test" if run.progress.step == 3 else None))
     monkeypatch.setattr("charrnn.runs.resuming.multiplies_bf16", lambda device: False)
-    monkeypatch.setattr("charrnn.runs.assembling.loops", lambda: True)
+    monkeypatch.setattr("charrnn.runs.assembling.loops", lambda: mock.Mock(flaw=None))
     again = resume(run.folder, device=CPU, changes={})
     assert again.config == run.config
     assert again.notes == []
@@ -1365,7 +1365,7 @@ def test_a_missing_compiler_is_told_on_a_cpu(
 def test_no_compiler_is_missed_where_there_is_one_or_none_is_used(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.runs.assembling.loops", lambda: True)
+    monkeypatch.setattr("charrnn.runs.assembling.loops", lambda: mock.Mock(flaw=None))
     run = start_run(steps=1)
     list(train(run))
     again = resume(run.folder, device=None, changes={"steps": 2})

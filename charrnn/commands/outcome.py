@@ -137,6 +137,8 @@ def _remedy(error: Exception, arguments: Sequence[str]) -> str:
         return "continue on a machine with more, or with another --device"
     if any(word.partition("=")[0] == "--init-from" for word in arguments):  # nor do weights
         return "give a smaller --batch-size or --bptt"
+    if any(word.partition("=")[0] == "--dropout-masks" for word in arguments):
+        return "give a smaller --hidden, --batch-size, --bptt or --dropout-masks"
     return "give a smaller --hidden, --batch-size or --bptt"
 
 

@@ -97,7 +97,7 @@ def refuse_misreadable(
     for tensor in values:
         if not isinstance(tensor, Tensor):
             continue
-        if tensor.device.type != "cpu":
+        if not tensor.is_cpu:
             raise TypeError(f"tensors for C must be on a CPU, not on {tensor.device}")
         if not tensor.is_contiguous():
             raise TypeError("tensors for C must be contiguous")

@@ -207,7 +207,8 @@ def unwarned() -> np.errstate:
 
     The caller of ``sample`` enters it: entered in the generator, it would stay on between pieces.
     """
-    return np.errstate(over="ignore", invalid="ignore")
+    # divide: with Apple's Accelerate some versions of numpy report it in finite products, too.
+    return np.errstate(divide="ignore", over="ignore", invalid="ignore")
 
 
 def _refuse_non_finite(logits_BV: NDArray[np.floating]) -> None:

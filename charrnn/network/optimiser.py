@@ -8,9 +8,10 @@ of the gradient moves the weights by the same amount. Here one matrix is a gate'
 [W U], which acts on [x; h]: gates are independent of each other, but within a gate
 W x and U h are added. It is cut into bands of rows, each orthogonalised on its own:
 the loss is the same, in half the time or less (all measured in docs/diary.md). The
-rows, of norm 1, are then scaled so that their U parts have norm 1 on average, however
-wide the input. What goes against the sign of the latest gradient is left out, except in
-a plain RNN (``cautious``).
+rows are then scaled by what would give their U parts norm 1 on average, however wide
+the input, if the rows had norm 1; after three iterations they have some 1.4. What goes
+against the sign of the latest gradient is left out, except in a plain RNN
+(``cautious``).
 
 torch's own Muon takes each parameter whole. AdamW is written here too: its rates and
 step count are tensors, so that the update can be captured as a graph, and its state

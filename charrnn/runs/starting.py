@@ -106,7 +106,9 @@ def start(
     if origin is not None:
         config = replace(config, init_from=str(origin.path.absolute()))
     smaller = "--hidden, --embedding, --layers, " if origin is None else ""  # else it is settled
-    instead = f"give a smaller {smaller}--batch-size or --bptt"
+    masks = choices.training.get("dropout_masks")
+    more = ", --bptt or --dropout-masks" if masks else " or --bptt"
+    instead = f"give a smaller {smaller}--batch-size{more}"
     refuse_too_large(shape, config, device, instead, is_planned=config.minutes is None)
     torch.manual_seed(config.seed)
     model = CharModel(shape) if origin is None else with_weights(shape, origin.weights, origin.path)

@@ -124,6 +124,11 @@ def take_lock(folder: Path, command: str) -> Lock:
                             path.unlink()
                         raise
                 return lock
+            elif time.monotonic() > end:
+                raise RunFolderError(
+                    f"{shown(folder)}: its file system does not tell one file from another, so the "
+                    "run's lock cannot be held: choose a folder elsewhere"
+                )
         except BaseException:
             os.close(fd)
             raise

@@ -47,7 +47,7 @@ class Output(Console):
 
         Rich's ``is_terminal`` is also true for a file if FORCE_COLOR is set.
         """
-        return self.is_interactive and self.file.isatty() and not _is_notebook()
+        return self.is_interactive and self.file.isatty() and not _is_kept()
 
     @property
     def is_in_foreground(self) -> bool:
@@ -67,9 +67,10 @@ class Output(Console):
         raise  # Rich calls this in its except block
 
 
-def _is_notebook() -> bool:
-    """Whether a notebook cell shows the output: it would append each redrawing to the last."""
-    return "JPY_PARENT_PID" in os.environ or "inline" in os.environ.get("MPLBACKEND", "")
+def _is_kept() -> bool:
+    """Whether a notebook's cell or a CI's log shows the output, and would keep every redrawing."""
+    is_notebook = "JPY_PARENT_PID" in os.environ or "inline" in os.environ.get("MPLBACKEND", "")
+    return is_notebook or bool(os.environ.get("CI"))
 
 
 def plain_table(lines: Sequence[Sequence[str]], words: int) -> Table:
