@@ -224,15 +224,16 @@ def gates(lab: Lab) -> Section:
     looking = f"{inspect(lab, 'lstm')} --device cpu"
     first = f"{looking} --only gates --only units --json"
     found = lab.json(first)
-    commands, figures, held = [first], [], None
-    if best := best_found(found["units"]):
-        name = f"{best['unit']['layer']}.{best['unit']['unit']}"
+    commands, tried = [first], []
+    for one in memories(found["units"]):
+        name = f"{one['unit']['layer']}.{one['unit']['unit']}"
         commands.append(f"{looking} --only units --unit {name}c --json")
         shown = lab.json(commands[-1])["activation"]
         c_T = np.array(shown["values"])
-        property_T = np.array(shown["properties"][best["property"]])
-        held = hold(name, best["property"], c_T, property_T)
-        figures.append(_memory_figure(held, c_T, property_T))
+        property_T = np.array(shown["properties"][one["property"]])
+        tried.append((hold(name, one["property"], c_T, property_T), c_T, property_T))
+    held = [one for one, _, _ in tried]
+    drawn = [_memory_figure(*one) for one in tried if one[0] is _shown(held)]
     use = {one["gate"]: Gate.of(one["open_share"], one["closed_share"]) for one in found["gates"]}
     always = {
         one["gate"]: sum(share > ALWAYS for share in one["open_share"]) for one in found["gates"]
@@ -250,9 +251,10 @@ logistic function of the character and the state, so it lies between 0 and 1; op
 {NEARLY_OPEN:g}, closed below {NEARLY_CLOSED:g} (Karpathy, Johnson and Fei-Fei 2015). Every unit
 is correlated with properties of the text that a reader sees. For each property, the best h and the
 best c are chosen on the first half of the {found["characters"]:,} characters; the correlations in
-the table are those on the second half. One memory is judged: the c with the largest correlation on
-the first half, for a property that lasts ({joined(LASTING, "or")}) if any of these varies. Units
-are written layer.unit: 1.5c is the memory c of unit 5 in layer 1, 1.5 its state h.
+the table are those on the second half. Of the properties that last ({joined(LASTING, "or")}) and
+vary, the best c's are judged, on the second half too: a property lasts long after {LONG} characters
+without a break, and a spell is one such time. Units are written layer.unit: 1.5c is the memory c of
+unit 5 in layer 1, 1.5 its state h.
 """,
         commands=commands,
         tables=[
@@ -280,18 +282,18 @@ are written layer.unit: 1.5c is the memory c of unit 5 in layer 1, 1.5 its state
                  "correlation, second half"],
                 _unit_rows(found["units"]),
             ),
+            *_held_tables(held),
         ],
-        figures=figures,
+        figures=drawn,
         rule="two parts. The gates are used both ways: each is open at more than "
         f"{percent(IDLE)} of characters and closed at more than {percent(IDLE)}, for more than "
-        "half of its units. A unit's memory holds a visible property: (a) over the last "
-        "characters, all that `--unit` gives, c and the property correlate by at least "
-        f"{FOLLOWS:g} in size; (b) the same is so, with the same sign, over only those characters "
-        f"at which the property has lasted for more than {LONG} characters without a break. There "
-        f"must be at least {OFTEN} of these, in at least {SPELLS} spells; otherwise (b) is not "
-        "tested, and the part does not hold. A property that is only on or off has one value at "
-        "all of these characters; those at which it is off are then added, since otherwise it "
-        "would not vary. Both parts: holds; one: in part.",
+        "half of its units. The memory of one of the units judged holds its property: (a) c and "
+        f"the property correlate by at least {FOLLOWS:g} in size; (b) the same is so, with the "
+        "same sign, over only those characters at which the property has lasted for more than "
+        f"{LONG} characters without a break. There must be at least {OFTEN} of these, in at least "
+        f"{SPELLS} spells; otherwise that memory is not judged. A property that is only on or off "
+        "has one value at all of these characters; those at which it is off are then added, since "
+        "otherwise it would not vary. Both parts: holds; one: in part.",
         judgement=judge_gates(use, held),
     )  # fmt: skip
 
@@ -306,22 +308,40 @@ def _unit_rows(units: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return [[name, *of_state["h"], *of_state["c"]] for name, of_state in rows.items()]
 
 
-def best_found(units: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """Return the c that follows its property best on the first half.
-
-    Only properties that last count, if any of them varies. The second half, on which the
-    correlation is reported, does not influence the choice.
+def memories(units: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the best c of each property that lasts.
 
     Args:
-        units: the unit that follows best, for each property and state, as
+        units: the unit that follows best on the first half, for each property and state, as
             ``inspect --only units`` answers.
-
-    Returns:
-        None if no property varies.
     """
-    memories = [one for one in units if one["unit"]["state"] == "c"]
-    lasting = [one for one in memories if one["property"] in LASTING]
-    return max(lasting or memories, key=lambda one: abs(one["found"]), default=None)
+    return [one for one in units if one["unit"]["state"] == "c" and one["property"] in LASTING]
+
+
+def _shown(held: Sequence[Held]) -> Held | None:
+    """Return the memory that is drawn: of those that follow longest, or of all, the closest."""
+    following = [one for one in held if one.follows]
+    return max(following or held, key=lambda one: abs(one.late), default=None)
+
+
+def _held_tables(held: Sequence[Held]) -> list[Table]:
+    """Return the table of the memories judged; none if there are none."""
+    head = ["property", "c", "correlation", f"after {LONG} characters", "characters", "spells",
+            "holds it"]  # fmt: skip
+    answers = {True: "yes", False: "no", None: "not judged"}
+    rows = [
+        [
+            one.property_name,
+            f"{one.unit}c",
+            f"{one.correlation:+.2f}",
+            f"{one.late:+.2f}",
+            f"{one.late_over:,}",
+            f"{one.spells:,}",
+            answers[one.follows],
+        ]
+        for one in held
+    ]
+    return [Table(head, rows)] if rows else []
 
 
 def _memory_figure(held: Held, c_T: np.ndarray, property_T: np.ndarray) -> Figure:
@@ -392,12 +412,12 @@ def _start(property_T: np.ndarray) -> int:
                           for t in range(last)]))  # fmt: skip
 
 
-def judge_gates(use: Mapping[str, Gate], held: Held | None) -> Judgement:
+def judge_gates(use: Mapping[str, Gate], held: Sequence[Held]) -> Judgement:
     """Judge claim 8.
 
     Args:
         use: gate -> how it is used.
-        held: how the memory to be judged follows its property; None if there is none.
+        held: how each of the memories to be judged follows its property.
     """
     idle = [
         f"{one.units - one.both:,} of the {gate} gate's {one.units:,}"
@@ -406,7 +426,7 @@ def judge_gates(use: Mapping[str, Gate], held: Held | None) -> Judgement:
     ]
     forget = use["forget"]
     return judged(
-        [not idle, held is not None and held.follows is True],
+        [not idle, any(one.follows for one in held)],
         f"On average over its units, the forget gate is open at {percent(forget.opened)} of "
         f"characters and closed at {percent(forget.closed)}. "
         + (
@@ -418,31 +438,28 @@ def judge_gates(use: Mapping[str, Gate], held: Held | None) -> Judgement:
     )
 
 
-def _held_told(held: Held | None) -> str:
-    """Say whether the memory judged holds its property."""
-    if held is None:
-        return "No property varies in both halves of the text, so the second part is not tested."
-    where = (
-        f"at the {held.late_over:,} characters (in {counted(held.spells, 'spell')}) at which the "
-        f"property has lasted for more than {LONG}"
+def _held_told(held: Sequence[Held]) -> str:
+    """Say whether one of the memories judged holds its property."""
+    if not held:
+        return "No property that lasts varies in both halves of the text: no memory is judged."
+    one = _shown(held)
+    assert one is not None
+    told = (
+        f"over the last {one.over:,} characters c correlates with it by {one.correlation:+.2f}, "
+        f"and at the {one.late_over:,} of them (in {counted(one.spells, 'spell')}) at which it has "
+        f"lasted for more than {LONG} by {one.late:+.2f}"
     )
-    over = f"a correlation of {held.correlation:+.2f} over the last {held.over:,} characters"
-    if held.follows is None:
+    of_one = f'unit {one.unit} with "{one.property_name}": {told}.'
+    judged_units = f"{counted(len(held), 'unit')} judged"
+    if one.follows:
+        number = sum(other.follows is True for other in held)
+        return f"The memory of {number:,} of {judged_units} holds its property, as {of_one}"
+    if all(other.follows is None for other in held):
         return (
-            f'The memory of unit {held.unit} follows the property "{held.property_name}" with '
-            f"{over}. Whether it does so for long is not tested, because the property seldom lasts "
-            f"that long there: {held.late:+.2f} {where}, and {OFTEN} in {SPELLS} spells are needed."
+            f"Whether a memory holds a property is not tested: no property lasts long at {OFTEN} "
+            f"characters in {SPELLS} spells. The closest is {of_one}"
         )
-    if not held.follows:
-        return (
-            f'The memory judged, that of unit {held.unit} with "{held.property_name}" (chosen on '
-            f"the first half), does not follow it for long: it has {over}, and {held.late:+.2f} "
-            f"{where}."
-        )
-    return (
-        f'The memory of unit {held.unit} follows the property "{held.property_name}" with {over}, '
-        f"and still with {held.late:+.2f} {where}."
-    )
+    return f"The memory of none of {judged_units} holds its property. The closest is {of_one}"
 
 
 def along(lab: Lab) -> Section:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -90,7 +91,9 @@ last {RIVAL_LAST} of {RIVAL}, {counted_rival[0]:,}, beginning {counted_rival[1]:
 gradient is compared with the full one of the same predictions.) The time of the full gradient is
 that of these predictions alone, without the characters before them. The full gradients of the two
 halves of these pieces are {trained["between_halves"]:.0f}° apart (the dotted line of the figure):
-that much changes anyway with another sample of the text. With the last {LAST} of {T}, every
+that much changes anyway with another sample of half this size, and some
+{_of_whole(trained["between_halves"]):.0f}° with one as large, if the pieces are independent of each
+other. With the last {LAST} of {T}, every
 prediction has at least {T - LAST} characters of its window before it, and
 {_per_prediction(of_last)} steps are computed for each. With the last {RIVAL_LAST} of {RIVAL} it has
 as many before it, for {_per_prediction(rival)} steps. The {_size(whole)} below are without
@@ -172,6 +175,16 @@ def _counted(full: Mapping[str, Any]) -> tuple[int, int]:
 def _per_prediction(window: Mapping[str, Any]) -> str:
     """Return how many steps are computed per prediction that counts in the loss."""
     return f"{window['bptt'] / (window['loss_last'] or window['bptt']):.3g}"
+
+
+def _of_whole(halves: float) -> float:
+    """Return the angle in degrees of gradients of samples twice as large as those ``halves`` apart.
+
+    A gradient is the mean plus independent noise, whose square halves as the sample doubles: the
+    cosine r becomes 2 r / (1 + r). Noise alone is at 90 degrees at any size.
+    """
+    r = max(0.0, math.cos(math.radians(halves)))
+    return math.degrees(math.acos(2 * r / (1 + r)))
 
 
 def _size(memory: float) -> str:

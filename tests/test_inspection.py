@@ -564,7 +564,9 @@ class TestCommand:
         words = ("inspect", trained, "--text", "-", "--only", "gates", "--unit", 7, "--json")
         found = json.loads(cli(*words, stdin=text.encode()).out)
         assert found["characters"] == 20_000
-        assert found["activation"]["text"] == text[-1000:]
+        assert found["activation"]["text"] == text[-10_000:], "the half that chose no unit"
+        said = cli(*words[:-1], stdin=text.encode()).out
+        assert "Its state after each of the last 1,000 characters, " in said
 
     def test_what_the_training_was_is_taken_from_the_checkpoint(
         self, cli: Cli, prose: Path, tmp_path: Path

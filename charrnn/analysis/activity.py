@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -34,6 +34,8 @@ from charrnn.network.model import CharModel
 KEPT_OVER = 10
 #: Characters whose activation is shown.
 SHOWN = 1000
+#: Time steps whose states are held in memory at a time.
+_BLOCK = 256
 #: A gate is nearly open above, nearly closed below (Karpathy, Johnson, Fei-Fei 2015, 4.2).
 NEARLY_OPEN, NEARLY_CLOSED = 0.9, 0.1
 #: Share of the text above which a gate counts as always open or closed.
@@ -315,6 +317,16 @@ class Activation:
     properties: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """What a reader of the whole stretch up to each character sees there."""
 
+    def last(self, characters: int = SHOWN) -> Activation:
+        """Return it at the last characters alone."""
+        properties = {name: seen[-characters:] for name, seen in self.properties.items()}
+        return replace(
+            self,
+            text=self.text[-characters:],
+            values=self.values[-characters:],
+            properties=properties,
+        )
+
     @property
     def largest(self) -> float:
         """The largest absolute state, of those that are finite; 0 if none is."""
@@ -343,10 +355,13 @@ def activation(
     warm_up = min(WARM_UP, start)
     starts = np.array([start - warm_up])
     ids_TB = windows_at(stretch.ids, starts, len(stretch) - start + warm_up, model)
-    layers = unroll_model(model, ids_TB[warm_up:], warmed(model, ids_TB[:warm_up]))
-    steps = layers[unit.layer - 1].states[unit.state]
-    values = tuple(float(state_BH[0, unit.unit - 1]) for state_BH in steps)
+    hidden, values = warmed(model, ids_TB[:warm_up]), list[float]()
+    for block_TB in ids_TB[warm_up:].split(_BLOCK):
+        layers = unroll_model(model, block_TB, hidden)
+        hidden = tuple(layer.last() for layer in layers)
+        steps = layers[unit.layer - 1].states[unit.state]
+        values += [float(state_BH[0, unit.unit - 1]) for state_BH in steps]
     properties = {
         name: tuple(seen_T[start:].tolist()) for name, seen_T in stretch.properties.items()
     }
-    return Activation(unit, stretch.text[start:], values, properties)
+    return Activation(unit, stretch.text[start:], tuple(values), properties)

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from charrnn.analysis.activity import (
+    SHOWN,
     Activation,
     GateUse,
     Pace,
@@ -159,7 +160,10 @@ def inspect(
         pace=measured("pace", lambda: pace(model, stretch), ()),
         gates=measured("gates", lambda: gate_use(model, stretch), ()),
         units=measured("units", lambda: units(model, stretch), ()),
-        activation=activation(model, stretch, unit) if unit else None,
+        # Of the half that chose no unit (``units``).
+        activation=(
+            activation(model, stretch, unit, max(SHOWN, len(stretch) // 2)) if unit else None
+        ),
         clipping=history,
         cuts=measured(
             "clipping",

@@ -90,7 +90,7 @@ def inside_sections(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
     if gates := [(model, found.gates) for model, found in looked if found.gates]:
         yield _gate_section(gates, seen)
     units = [(model, found.units) for model, found in looked if found.units]
-    activations = [found.activation for _, found in looked if found.activation]
+    activations = [found.activation.last() for _, found in looked if found.activation]
     if units or activations:
         following = _following(units, seen) if units else ""
         yield page.section("Units", following, *map(_activation, activations))

@@ -76,7 +76,7 @@ def _sections(inspection: Inspection) -> Iterator[tuple[str, str, RenderableType
             found += f" --unit colours the text by a unit, as in --unit {unit}."
         yield "Units", found, _units(inspection.units)
     if inspection.activation is not None:
-        yield _activation(inspection.activation)
+        yield _activation(inspection.activation.last())
     if inspection.clipping is not None:
         clipping = inspection.clipping
         said = f"{words.clipping_says(clipping)} {words.NORMS_SAY}"
