@@ -26,7 +26,7 @@ import hypothesis
 import pytest
 import torch
 
-from charrnn.compute import compiler, native
+from charrnn.compute import compiler, recurrence
 from charrnn.compute.device import has_capability
 from charrnn.config import CELL_NAMES, CellName
 from charrnn.errors import CharrnnError, RunFolderError
@@ -218,12 +218,18 @@ def skip_without(machine: str) -> None:
         pytest.skip("no C compiler with OpenMP that knows it")
 
 
+def compiler_of(*, tiles: bool) -> list[str]:
+    """Return the compiler, told not to use AMX's tiles where there might be any and none should."""
+    option = "-mno-amx-bf16"
+    return [*compiler.find_compiler(), *([option] if not tiles and compiles(option) else [])]
+
+
 @cache
-def loops_for(machine: str, *, tiles: bool = True) -> native.Loops:
+def loops_for(machine: str, *, tiles: bool = True) -> recurrence.Loops:
     """Return loops compiled for ``-march=machine``, or skip the test if they cannot run here."""
     skip_without(machine)
-    loops = compiler.compile_library(native.Loops, compiler.find_compiler(), machine, tiles=tiles)
-    assert isinstance(loops, native.Loops), loops
+    loops = compiler.compile_library(recurrence.Loops, compiler_of(tiles=tiles), machine)
+    assert isinstance(loops, recurrence.Loops), loops
     return loops
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from charrnn.compute import kernels, native
+from charrnn.compute import kernels, recurrence
 from charrnn.compute.kernels import dropout
 from charrnn.config import CELL_NAMES, CellName
 from charrnn.network import cells
@@ -166,12 +166,12 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """Run the loops as the parameter says; the LSTM's compiled ones in all types but float64."""
     name: str = request.param
     if name in ("onednn", "torch"):
-        monkeypatch.setattr(native, "loops", lambda: None)
+        monkeypatch.setattr(recurrence, "loops", lambda: None)
         monkeypatch.setattr(kernels, "_HAS_ONEDNN", name == "onednn" and kernels._HAS_ONEDNN)
         monkeypatch.setattr(kernels, "mkl_is_fast", lambda: False)
         return
     compiled = loops_for(name.split()[0], tiles=name != "native without tiles")
-    monkeypatch.setattr(native, "loops", lambda: compiled)
+    monkeypatch.setattr(recurrence, "loops", lambda: compiled)
     monkeypatch.setattr(cells, "has_lstm_loop", lambda dtype: dtype != torch.float64)
 
 
@@ -334,12 +334,12 @@ def test_inference_equals_training_and_keeps_nothing(
     mode: type[torch.no_grad | torch.inference_mode],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    room = mock.Mock(wraps=native._room_to_keep)
-    monkeypatch.setattr(native, "_room_to_keep", room)
+    room = mock.Mock(wraps=recurrence._room_to_keep)
+    monkeypatch.setattr(recurrence, "_room_to_keep", room)
     cell = make_cell(name, E, 113, dtype)
     x, state = make_inputs(cell, 9)
     out, after = cell(x, state)
-    if name != "rnn" and dtype == torch.float32 and native.loops() is not None:
+    if name != "rnn" and dtype == torch.float32 and recurrence.loops() is not None:
         assert [keep for (_, _, keep), _ in room.call_args_list] == [True]
     room.reset_mock()
     with mode():
@@ -347,7 +347,7 @@ def test_inference_equals_training_and_keeps_nothing(
     assert not any(keep for (_, _, keep), _ in room.call_args_list)
     assert out.grad_fn is not None
     # Without a compiler torch runs an LSTM, in training by another kernel.
-    tolerance = 0.0 if name != "lstm" or native.loops() is not None else 1e-6
+    tolerance = 0.0 if name != "lstm" or recurrence.loops() is not None else 1e-6
     for bare, trained in zip((bare_out, *bare_after), (out, *after), strict=True):
         assert bare.grad_fn is None
         torch.testing.assert_close(bare, trained.detach(), rtol=0, atol=tolerance)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn.compute import native
+from charrnn.compute import recurrence
 from charrnn.config import CellName, EvaluateConfig
 from charrnn.inference import evaluation
 from charrnn.inference.assessment import assess
@@ -289,8 +289,8 @@ def test_no_clock_counts_the_compilation_of_the_loops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str | None
 ) -> None:
     happened: list[str] = []
-    loops, clock = native.loops, time.perf_counter
-    monkeypatch.setattr(native, "loops", lambda: happened.append("loops") or loops())  # type: ignore[func-returns-value]
+    loops, clock = recurrence.loops, time.perf_counter
+    monkeypatch.setattr(recurrence, "loops", lambda: happened.append("loops") or loops())  # type: ignore[func-returns-value]
     monkeypatch.setattr(time, "perf_counter", lambda: happened.append("clock") or clock())  # type: ignore[func-returns-value]
     model = make_model("gru").float().eval()
     part = make_framed_part(tmp_path, make_text(50))

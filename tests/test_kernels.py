@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from charrnn.compute import kernels, native
+from charrnn.compute import kernels, recurrence
 from charrnn.compute.kernels import dropout, linear, mean_cross_entropy
 
 T, B, K, N = 5, 3, 7, 11
@@ -42,8 +42,8 @@ class TestLinear:
     @pytest.fixture(params=[True, False], ids=["compiled", "no compiler"], autouse=True)
     def compiled(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
         if not request.param:
-            monkeypatch.setattr(native, "loops", lambda: None)
-        return native.loops() is not None
+            monkeypatch.setattr(recurrence, "loops", lambda: None)
+        return recurrence.loops() is not None
 
     def test_is_mkl_s_on_intel_s_processors_and_onednn_s_on_others(
         self, maker: str | None, compiled: bool, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn.compute.native import loops
+from charrnn.compute.recurrence import loops
 from charrnn.config import CellName, ModelConfig
 from charrnn.network.model import CharModel, Hidden, detach, outline
 from tests.small import make_model, needs_bf16

@@ -136,7 +136,7 @@ def stub_run(
                 hidden=9,
                 embedding=9,
             ),
-            head=SimpleNamespace(weight=SimpleNamespace(device=SimpleNamespace(type=device))),
+            device=SimpleNamespace(type=device),
         ),
         "vocabulary": SimpleNamespace(unknown_nats=1.0, encode=len, decode=str),
         "train": SimpleNamespace(characters=5000),

@@ -152,7 +152,7 @@ def test_a_sample_is_drawn_on_the_cpu_as_by_its_command(
     part, places = scan([str(prose)], "utf-8").part(0, 9), []
 
     def drawn(model: CharModel, *_: object) -> list[Piece]:
-        places.append(model.head.weight.device.type)
+        places.append(model.device.type)
         return []
 
     monkeypatch.setattr("charrnn.views.portrait.sample", drawn)
@@ -160,7 +160,7 @@ def test_a_sample_is_drawn_on_the_cpu_as_by_its_command(
     monkeypatch.setattr(CharModel, "cpu", lambda model: model.to_empty(device="cpu"))
     for device in ("cpu", "meta"):
         portray("x", checkpoint, model.to(device), vocabulary, part)
-        assert model.head.weight.device.type == device, "the model stays on its device"
+        assert model.device.type == device, "the model stays on its device"
     assert places == ["cpu", "cpu"]
 
 

@@ -429,7 +429,7 @@ class TestSample:
         self, cell: CellName, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked: list[str] = []
-        monkeypatch.setattr("charrnn.compute.native.loops", lambda: asked.append("a compiler"))
+        monkeypatch.setattr("charrnn.compute.recurrence.loops", lambda: asked.append("a compiler"))
         monkeypatch.setattr("charrnn.inference.stepper.steps", lambda: asked.append("a compiler"))
         model, words = make_model(cell), vocabulary()
         texts(model, words, "a" * SHORT_PROMPT, SampleConfig(length=20))

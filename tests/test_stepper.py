@@ -19,7 +19,7 @@ from charrnn.inference import stepper
 from charrnn.inference.sampling import _draw, next_probabilities
 from charrnn.inference.stepper import CompiledStepper, NumpyStepper, Stepper
 from charrnn.network.model import CharModel, Hidden
-from tests.conftest import skip_without
+from tests.conftest import compiler_of, skip_without
 
 
 def make_model(cell: CellName, layers: int, hidden: int = 7, symbols: int = 11) -> CharModel:
@@ -65,8 +65,7 @@ def steps_for(engine: str) -> Steps:
     """Return the compiled step, or skip the test if it cannot be compiled or run here."""
     machine = engine.split()[0]
     skip_without(machine)
-    tiles = "without" not in engine
-    made = compiler.compile_library(Steps, compiler.find_compiler(), machine, tiles=tiles)
+    made = compiler.compile_library(Steps, compiler_of(tiles="without" not in engine), machine)
     assert isinstance(made, Steps), made
     return made
 

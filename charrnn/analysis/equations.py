@@ -91,7 +91,7 @@ def write_out(model: CharModel, text: str, ids: NDArray[np.int64], vocabulary: V
         vocabulary: the model's.
     """
     ids_T = ids[-CHARACTERS:]
-    ids_T1 = torch.from_numpy(ids_T)[:, None].to(model.head.weight.device)
+    ids_T1 = torch.from_numpy(ids_T)[:, None].to(model.device)
     logits_T1V, hidden = model(ids_T1)
     logits_TV = _array(logits_T1V[:, 0])
 

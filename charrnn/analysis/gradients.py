@@ -218,10 +218,10 @@ def _timed(work: Callable[[], Tensor], model: CharModel) -> tuple[Tensor, float]
     """Return a call's result and its shortest time in seconds."""
     took = []
     for _ in range(REPEATS):
-        synchronise(model.head.weight.device)
+        synchronise(model.device)
         started = time.perf_counter()
         result = work()
-        synchronise(model.head.weight.device)
+        synchronise(model.device)
         took.append(time.perf_counter() - started)
     return result, min(took)
 

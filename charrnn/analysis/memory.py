@@ -140,7 +140,7 @@ def memory(
 
 def _full_prices(model: CharModel, stretch: Stretch) -> NDArray[np.float64]:
     """Return -ln p of every character, with the state carried on; NaN for the first."""
-    ids_T1 = torch.from_numpy(stretch.ids)[:, None].to(model.head.weight.device)
+    ids_T1 = torch.from_numpy(stretch.ids)[:, None].to(model.device)
     hidden = model.initial_hidden(1)
     prices = [torch.full((1, 1), torch.nan)]
     at_once = max(1, LOGITS // model.config.vocabulary)

@@ -68,7 +68,7 @@ def windows_at(
 ) -> Tensor:
     """Return the symbols [length, B] of windows with these starts, on the model's device."""
     ids_TB = ids[starts_B[None] + np.arange(length)[:, None]]
-    return torch.from_numpy(ids_TB).to(model.head.weight.device)
+    return torch.from_numpy(ids_TB).to(model.device)
 
 
 @torch.no_grad()

@@ -152,16 +152,13 @@ def asked_for(kind: type[_L]) -> _L | str | None:
     return made if made is None or isinstance(made, (kind, str)) else None
 
 
-def compile_library(
-    kind: type[_L], compiler: list[str], machine: str = "native", **options: bool
-) -> _L | str:
+def compile_library(kind: type[_L], compiler: list[str], machine: str = "native") -> _L | str:
     """Compile and load a library; return it, or why that failed.
 
     Args:
         kind: which library.
         compiler: a command that takes gcc's options.
         machine: the value of ``-march``; left out if the compiler does not know it.
-        options: of the library's class.
     """
     name, march = shown(shlex.join(compiler)), f"-march={machine}"
     attempts = [[march, _WIDE], [march], []]
@@ -184,7 +181,7 @@ def compile_library(
             else:
                 return f"{name} does not compile it{refusals[-1]}"
             try:
-                made = kind(ctypes.CDLL(str(library)), **options)
+                made = kind(ctypes.CDLL(str(library)))
             except (OSError, AttributeError) as error:  # e.g. the folder is mounted noexec
                 return f"what {name} made cannot be loaded: {shown(error)}; TMPDIR names its folder"
             if refusals and not wishes:

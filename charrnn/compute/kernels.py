@@ -2,7 +2,7 @@
 
 Products use oneDNN, but in float32 torch's own on Intel's processors: it is MKL's, which is as fast
 there or faster, and half as fast on AMD's. Where oneDNN's would make gradients of weights in
-float32, compiled C does (``native``). A loop packs its recurrent weights once per call.
+float32, compiled C does (``recurrence``). A loop packs its recurrent weights once per call.
 
 The loss overwrites the logits with their gradient: with thousands of symbols they are the largest
 tensor of an update. It and dropout are in compiled C (``passes``); what is here of them runs where
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from charrnn.compute import native
+from charrnn.compute import recurrence
 from charrnn.compute.device import vendor
 from charrnn.compute.passes import passes
 
@@ -79,7 +79,7 @@ def weight_gradient(d_TBN: Tensor, x_TBK: Tensor) -> Tensor:
     d_RN, x_RK = d_TBN.flatten(0, 1), x_TBK.flatten(0, 1)
     if x_TBK.dtype != torch.float32 or not _uses_onednn(x_TBK):
         return d_RN.t() @ x_RK
-    compiled = native.loops()
+    compiled = recurrence.loops()
     if compiled is not None:
         return compiled.weight_gradient(d_TBN, x_TBK)
     return product(d_RN.t().contiguous(), x_RK.t())
@@ -135,7 +135,7 @@ class _Linear(torch.autograd.Function):
 
 def _column_sums(d_TBN: Tensor) -> Tensor:
     """Return the sums over time and lanes, [N], in float32 at least."""
-    compiled = native.loops() if d_TBN.dtype == torch.bfloat16 else None
+    compiled = recurrence.loops() if d_TBN.dtype == torch.bfloat16 else None
     if compiled is not None:  # torch would first make everything float32
         return compiled.sum_rows(d_TBN.contiguous())[0]
     return d_TBN.sum((0, 1), dtype=torch.promote_types(d_TBN.dtype, torch.float32))

@@ -7,7 +7,7 @@ The loops here are faster, and so is the LSTM's where there is one (``has_lstm_l
 - the input product is computed before the loop, once for each distinct input: a window of
   2,048 characters has some 60 of them. The gradient of the recurrent weights is one large
   product after the loop (in bf16 if the inputs are);
-- in float32 the loop itself is compiled C (``native``). In float64, or without a compiler,
+- in float32 the loop itself is compiled C (``recurrence``). In float64, or without a compiler,
   RNN and GRU run in numpy on the tensors' own memory: a numpy call costs half as much as
   torch's, and numpy's tanh a tenth of torch's with MKL.
 
@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from charrnn.compute import native
+from charrnn.compute import recurrence
 from charrnn.compute.device import multiplies_bf16
 from charrnn.compute.kernels import (
     needs_gradient,
@@ -67,7 +67,7 @@ def has_lstm_loop(dtype: torch.dtype) -> bool:
     may_have = multiplies_bf16(torch.device("cpu")) if narrow else dtype == torch.float32
     if not may_have:
         return False  # before asking for the loops, which may compile them
-    compiled = native.loops()
+    compiled = recurrence.loops()
     return compiled is not None and (compiled.multiplies_bf16 or not narrow)
 
 
@@ -78,7 +78,7 @@ def run_lstm(
     weight_recurrent: Tensor,
     which_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run an LSTM over a window in compiled C (``native.loops``); once differentiable.
+    """Run an LSTM over a window in compiled C (``recurrence.loops``); once differentiable.
 
     Args:
         projected: W x + b of every time step, [T, B, 4H], the blocks of i, f, g and o, or of D
@@ -174,7 +174,7 @@ class _LSTM(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         steps = len(projected if which_TB is None else which_TB)
         states_TBH, cells_TBH = _states(h_BH, steps), _states(c_BH, steps)
-        compiled, narrow = native.loops(), projected.dtype == torch.bfloat16
+        compiled, narrow = recurrence.loops(), projected.dtype == torch.bfloat16
         wide = projected.to(h_BH.dtype)
         assert compiled is not None
         typed_TBH, kept_TBGH = compiled.lstm_forward(
@@ -193,7 +193,7 @@ class _LSTM(torch.autograd.Function):
         weight_recurrent, typed_TBH, cells_TBH, kept_TBGH, which_TB = ctx.saved_tensors
         dh_BH = d_last_BH.clone(memory_format=torch.contiguous_format)
         dc_BH = d_cell_BH.clone(memory_format=torch.contiguous_format)
-        compiled, narrow = native.loops(), typed_TBH.dtype == torch.bfloat16
+        compiled, narrow = recurrence.loops(), typed_TBH.dtype == torch.bfloat16
         assert compiled is not None
         d_TBG = compiled.lstm_backward(
             narrow, weight_recurrent, cells_TBH, kept_TBGH, d_out_TBH, dh_BH, dc_BH
@@ -243,7 +243,7 @@ class _GRU(torch.autograd.Function):
 
 
 def _gradients(
-    loops: native.Loops | _NumpyLoops,
+    loops: recurrence.Loops | _NumpyLoops,
     d_TBG: Tensor,
     typed_TBH: Tensor,
     which_TB: Tensor | None,
@@ -284,9 +284,9 @@ def _states(h_BH: Tensor, steps: int) -> Tensor:
     return states_TBH
 
 
-def _loops(h_BH: Tensor) -> native.Loops | _NumpyLoops:
+def _loops(h_BH: Tensor) -> recurrence.Loops | _NumpyLoops:
     """Return the loops for states of this type: compiled in float32 if possible, else numpy's."""
-    compiled = native.loops() if h_BH.dtype == torch.float32 else None
+    compiled = recurrence.loops() if h_BH.dtype == torch.float32 else None
     return _NumpyLoops() if compiled is None else compiled
 
 
@@ -295,7 +295,7 @@ _quietly = np.errstate(all="ignore")
 
 
 class _NumpyLoops:
-    """The loops of ``native.Loops`` for RNN and GRU, with a numpy call for every operation.
+    """The loops of ``recurrence.Loops`` for RNN and GRU, with a numpy call for every operation.
 
     Products are in the states' type even if ``narrow``, and so is what is typed: converting the
     arrays at every step would cost as much as bf16 saves.

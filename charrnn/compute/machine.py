@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from charrnn.compute.device import cpu_facts
-from charrnn.compute.native import loops
+from charrnn.compute.recurrence import loops
 from charrnn.wording import counted
 
 

@@ -66,14 +66,12 @@ static long width_of(matrix m) { return m.blocks * m.each * WIDTH; }
 static int has_tiles = 0;
 #endif
 
-/* Call this first: it decides whether bf16 products use AMX's tiles. */
-void prepare(long wants_tiles)
+/* Call this first: it asks the kernel whether bf16 products may use AMX's tiles. */
+void prepare(void)
 {
 #if defined(TILES)
-    /* A process must ask the kernel for AMX: ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA. */
-    has_tiles = wants_tiles && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-#else
-    (void)wants_tiles;
+    /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+    has_tiles = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 #endif
 }
 

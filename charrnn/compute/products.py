@@ -32,19 +32,18 @@ class Multiplier(Library):
 
     Args:
         library: the compiled library.
-        tiles: whether products in bf16 may use AMX's tiles.
 
     Attributes:
         multiplies_bf16: whether the library has bf16 products on this processor, tiles or not.
         multiplies_int8: the same for int8.
     """
 
-    def __init__(self, library: ctypes.CDLL, *, tiles: bool = True) -> None:
+    def __init__(self, library: ctypes.CDLL) -> None:
         super().__init__(library)
         library.prepare.restype = None
         for name in ("panel_width", "narrow_depth", "byte_depth"):
             getattr(library, name).restype = ctypes.c_long
-        library.prepare(ctypes.c_long(tiles))
+        library.prepare()
         self._width: int = library.panel_width()
         self._depths: dict[torch.dtype, int] = {
             torch.float32: 1,

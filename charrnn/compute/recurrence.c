@@ -12,7 +12,7 @@
  * The recurrent product's factors are float32, or bf16 if `narrow` is set, which requires that the
  * processor multiplies it.
  *
- * charrnn/compute/native.py compiles this file for the machine it runs on and calls it;
+ * charrnn/compute/recurrence.py compiles this file for the machine it runs on and calls it;
  * charrnn/compute/loops.py does what comes before and after the loops.
  */
 

@@ -193,7 +193,7 @@ def assess(
         after=following.result() if following else None,
         baselines=tuple(baselines),
         of_bytes=vocabulary.is_bytes,
-        device=model.head.weight.device.type,
+        device=model.device.type,
         exact=in_order or config.exact,
         facts=tuple(facts),
     )

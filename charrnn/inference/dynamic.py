@@ -112,7 +112,7 @@ def dynamic_prices(
     for position, x_TB, y_TB in read_windows(part, vocabulary, window):
         if loss is not None:
             adaptation.step(loss)
-        x_TB, y_TB = x_TB.to(model.head.weight.device), y_TB.to(model.head.weight.device)
+        x_TB, y_TB = x_TB.to(model.device), y_TB.to(model.device)
         logits_TBV, hidden = adapting(x_TB, detach(hidden))
         nats_T = symbol_prices(logits_TBV, y_TB)[:, 0]
         loss = nats_T.mean()

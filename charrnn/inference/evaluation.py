@@ -128,7 +128,7 @@ def score(
     """
     predictions = part.characters - 1
     assert predictions >= 1, "a text of one character has nothing to score"
-    device = model.head.weight.device
+    device = model.device
     if lanes is None:
         lanes = min(MOST_LANES[device.type], predictions // SHORTEST_LANE)
     length = math.ceil(predictions / max(1, lanes))
@@ -182,7 +182,7 @@ def _warmed(model: CharModel, readers: list[Reader], warm_up: int, window: int) 
     if len(readers) == 1:
         return first
     ids_TB = np.stack([reader.read(warm_up) for reader in readers[1:]], axis=1)
-    text_TB = torch.from_numpy(ids_TB.astype(np.int64)).to(model.head.weight.device)
+    text_TB = torch.from_numpy(ids_TB.astype(np.int64)).to(model.device)
     others = model.initial_hidden(len(readers) - 1)
     for start in range(0, warm_up, window):
         _, others = model.read(text_TB[start : start + window], others)
@@ -250,7 +250,7 @@ def prices(
         CorpusError: the text changed while it was read.
     """
     assert not model.training
-    device = model.head.weight.device
+    device = model.device
     hidden = model.initial_hidden(1)
     window = _affordable(window, 1, vocabulary, device)
     for position, x_TB, y_TB in read_windows(part, vocabulary, window):
@@ -263,7 +263,7 @@ def prices(
 @torch.no_grad()
 def run_once(model: CharModel) -> None:
     """Read one character, so that timings exclude what the first pass compiles or sets up."""
-    character_TB = torch.zeros(1, 1, dtype=torch.int64, device=model.head.weight.device)
+    character_TB = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     model(character_TB)
 
 
@@ -376,7 +376,7 @@ def score_by_position(
         CorpusError: the text changed while it was read.
     """
     assert not model.training
-    device = model.head.weight.device
+    device = model.device
     length = min(length, part.characters - 1)
     stretches = (part.characters - 1) // length
     nats_T = np.zeros(length)

@@ -231,7 +231,7 @@ def _read(
     Also return the float32 steps in numpy that read the prompt, if the sample can continue them.
     """
     hidden = model.initial_hidden(1)
-    device = model.head.weight.device
+    device = model.device
     if device.type == "cpu" and len(prompt) <= SHORT_PROMPT:
         begun = NumpyStepper(model, hidden, "fp32")
         for symbol_B in prompt.astype(np.int64)[:, None]:
@@ -260,7 +260,7 @@ def _stepper(
     if begun is not None:
         return Stepper(model, hidden, config.weights, begun)
     hidden = take_lanes(hidden, [0] * config.count)
-    if model.head.weight.device.type == "cpu":
+    if model.device.type == "cpu":
         return Stepper(model, hidden, config.weights)
     return _ModelStepper(model, hidden)
 
@@ -275,7 +275,7 @@ class _ModelStepper:
 
     @torch.inference_mode()
     def step(self, symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:
-        x_TB = torch.from_numpy(symbols_B)[None].to(self._model.head.weight.device)
+        x_TB = torch.from_numpy(symbols_B)[None].to(self._model.device)
         logits_TBV, self._hidden = self._model(x_TB, self._hidden)
         logits_BV: NDArray[np.float32] = logits_TBV[0].float().cpu().numpy()
         return logits_BV

@@ -142,6 +142,11 @@ class CharModel(nn.Module):
         # Dividing the head's weights is cheaper than dividing the logits: there are fewer.
         return linear(out_TBH, self.head.weight / temperature, self.head.bias / temperature)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.head.weight.device
+
     def parameter_count(self) -> int:
         """Return the number of trained weights."""
         return sum(weight.numel() for weight in self.parameters())

@@ -136,7 +136,7 @@ class Update:
         self.model = model
         self.optimiser = optimiser
         self.config = config
-        self.device = model.head.weight.device
+        self.device = model.device
         self.hidden = model.initial_hidden(config.batch_size)
         #: Why the update is not captured on a CUDA device, or None.
         self.capture_failure: str | None = None

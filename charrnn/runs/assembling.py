@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from charrnn import recipe
-from charrnn.compute.native import Loops, loops
 from charrnn.compute.products import why_none
+from charrnn.compute.recurrence import Loops, loops
 from charrnn.config import CELL_GATES, ModelConfig, TrainConfig
 from charrnn.errors import UsageError
 from charrnn.inference.baselines import marks, uniform_nats
@@ -114,7 +114,7 @@ def _with_planned_steps(config: TrainConfig, lanes: Lanes, progress: Progress) -
 def _slow_loops(model: CharModel) -> list[str]:
     """Return the note that training would be faster with a better C compiler, if it would be."""
     # Unmeasured on macOS, where gcc's threads would be a second pool beside torch's.
-    if model.head.weight.device.type != "cpu" or platform.system() == "Darwin":
+    if model.device.type != "cpu" or platform.system() == "Darwin":
         return []
     if made := loops():  # this compiles them, which takes a while
         return [f"training is slower than it could be: {made.flaw}"] if made.flaw else []

@@ -226,7 +226,7 @@ class Run(_Standing):
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return self.model.head.weight.device
+        return self.model.device
 
     def settings(self) -> Settings:
         """Return the settings that the next checkpoint will record."""

@@ -111,7 +111,7 @@ def portray(
             "--lr"
         )
     drawing = model
-    if model.head.weight.device.type != "cpu":
+    if model.device.type != "cpu":
         drawing = copy.deepcopy(model).cpu()
     try:
         with unwarned():

@@ -51,8 +51,8 @@ class Loops(Multiplier):
     )  # fmt: skip
     SIZES = ("gradient_room",)
 
-    def __init__(self, library: ctypes.CDLL, *, tiles: bool = True) -> None:
-        super().__init__(library, tiles=tiles)
+    def __init__(self, library: ctypes.CDLL) -> None:
+        super().__init__(library)
         #: The ways of making a loop, by its function, the shape of its panels, and its sizes.
         self._fastest: dict[Hashable, Fastest] = {}
 

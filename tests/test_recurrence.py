@@ -20,13 +20,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn.compute import compiler, native, products, steps
+from charrnn.compute import compiler, products, recurrence, steps
 from charrnn.compute.compiler import compile_library
 from charrnn.compute.device import multiplies_bf16
 from charrnn.compute.loops import has_lstm_loop, run_gru, run_lstm, run_rnn
 from charrnn.compute.machine import machine
 from charrnn.compute.trials import Fastest
-from tests.conftest import Cli, compiles, loops_for
+from tests.conftest import Cli, compiler_of, compiles, loops_for
 
 T, B, H = 9, 23, 37
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
@@ -70,7 +70,7 @@ def test_threads_change_no_bit(
     """Whether they share out the lanes or the units."""
     monkeypatch.setattr("charrnn.compute.products._LEAST_BYTES", 1)
     monkeypatch.setattr("charrnn.compute.trials._TRIAL", 1e-9)
-    monkeypatch.setattr(native.loops(), "_fastest", {})
+    monkeypatch.setattr(recurrence.loops(), "_fastest", {})
     threads = torch.get_num_threads()
     results = []
     try:
@@ -116,7 +116,7 @@ def test_a_weight_gradient_is_the_product_on_any_number_of_threads(
 def test_each_cell_has_its_own_fastest_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trials of an LSTM say nothing about a GRU of the same width."""
     fastest: dict[Hashable, Fastest] = {}
-    monkeypatch.setattr(native.loops(), "_fastest", fastest)
+    monkeypatch.setattr(recurrence.loops(), "_fastest", fastest)
     for cell in GATES:
         run(cell, torch.float32)
     assert len(fastest) == 2 * len(GATES)
@@ -137,7 +137,7 @@ def test_c_is_told_how_many_threads_there_are(
 ) -> None:
     monkeypatch.setattr("charrnn.compute.products._LEAST_BYTES", 1)
     monkeypatch.setattr("charrnn.compute.trials._TRIAL", 1e-9)
-    compiled = native.loops()
+    compiled = recurrence.loops()
     assert compiled is not None
     library = Mock(wraps=compiled._library)
     monkeypatch.setattr(compiled, "_library", library)
@@ -164,7 +164,7 @@ def test_an_lstm_runs_here_where_there_is_a_loop_for_its_type(
     assert has_lstm_loop(torch.float32)
     assert not has_lstm_loop(torch.float64)
     assert has_lstm_loop(torch.bfloat16) == multiplies_bf16(torch.device("cpu"))
-    monkeypatch.setattr(native, "loops", lambda: None)
+    monkeypatch.setattr(recurrence, "loops", lambda: None)
     assert not has_lstm_loop(torch.float32)
     assert not has_lstm_loop(torch.bfloat16)
 
@@ -189,8 +189,8 @@ def test_a_broken_lane_stays_alone(cell: str) -> None:
 @needs_compiler
 @pytest.mark.parametrize("tiles", [True, False])
 def test_narrow_products_are_of_factors_rounded_to_the_nearest(tiles: bool) -> None:
-    compiled = compile_library(native.Loops, compiler.find_compiler(), tiles=tiles)
-    assert isinstance(compiled, native.Loops)
+    compiled = compile_library(recurrence.Loops, compiler_of(tiles=tiles))
+    assert isinstance(compiled, recurrence.Loops)
     if not compiled.multiplies_bf16:
         pytest.skip("the processor has no products in bf16")
 
@@ -214,7 +214,7 @@ def test_narrow_products_are_of_factors_rounded_to_the_nearest(tiles: bool) -> N
 @needs_compiler
 @pytest.mark.parametrize("narrow", [False, True])
 def test_nothing_is_kept_of_what_is_not_learned_from(narrow: bool) -> None:
-    compiled = native.loops()
+    compiled = recurrence.loops()
     assert compiled is not None
     results = []
     for keep in (True, False):
@@ -235,7 +235,7 @@ def test_what_c_would_misread_is_refused() -> None:
     x, state, weight = torch.randn(B, T, H), torch.zeros(B, H), torch.randn(H, H)
     with pytest.raises(TypeError, match="contiguous"):
         run_rnn(x.transpose(0, 1), state, weight)
-    compiled = native.loops()
+    compiled = recurrence.loops()
     assert compiled is not None
     with pytest.raises(TypeError, match="float32"):
         compiled.rnn_forward(False, weight, x.double(), None, torch.zeros(B + 1, T, H))
@@ -249,7 +249,7 @@ def test_what_c_would_misread_is_refused() -> None:
 
 @needs_compiler
 def test_the_gradient_of_nothing_is_nothing() -> None:
-    compiled = native.loops()
+    compiled = recurrence.loops()
     assert compiled is not None
     assert not compiled.weight_gradient(torch.zeros(0, 3, 7), torch.zeros(0, 3, 5)).any()
 
@@ -370,8 +370,8 @@ def test_without_a_compiler_there_are_no_loops_and_a_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = str(tmp_path / "none")
-    assert compile_library(native.Loops, ["false", "\n"]) == "false '\\n' does not compile it"
-    assert compile_library(native.Loops, [missing]) == (
+    assert compile_library(recurrence.Loops, ["false", "\n"]) == "false '\\n' does not compile it"
+    assert compile_library(recurrence.Loops, [missing]) == (
         f"{missing} cannot be used: [Errno 2] No such file or directory: {missing!r}"
     )
     monkeypatch.setenv("CC", "ccache gcc-99")
@@ -383,7 +383,7 @@ def test_without_a_compiler_there_are_no_loops_and_a_reason(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr("sys.platform", "linux")
     assert compiler.find_compiler() == []
-    for ask, kind in ((native.loops, native.Loops), (steps.steps, steps.Steps)):
+    for ask, kind in ((recurrence.loops, recurrence.Loops), (steps.steps, steps.Steps)):
         assert products.why_none(kind) is None, "nobody has asked"
         assert (ask(), products.why_none(kind)) == (None, "none is found here")
 
@@ -412,13 +412,13 @@ def test_the_compiler_s_own_reason_is_told(tmp_path: Path) -> None:
     says = r"printf 'In file included\nwarning: old\ncc: error: no \001omp.h\ncc: error: 2\n' >&2"
     command = script(tmp_path / "cc", f"{wished}\n{says}\nexit 1")
     said = f"{command[0]} does not compile it: cc: error: no \\x01omp.h"
-    assert compile_library(native.Loops, command) == said
+    assert compile_library(recurrence.Loops, command) == said
     assert compile_library(steps.Steps, command) == said
 
 
 @needs_compiler
 @pytest.mark.usefixtures("temporary")
-@pytest.mark.parametrize("kind", [native.Loops, steps.Steps])
+@pytest.mark.parametrize("kind", [recurrence.Loops, steps.Steps])
 def test_clang_is_refused(kind: type[compiler.Library]) -> None:
     command = [*compiler.find_compiler(), "-D__clang__"]
     said = compile_library(kind, command)
@@ -431,7 +431,7 @@ def test_clang_is_refused(kind: type[compiler.Library]) -> None:
 @pytest.mark.usefixtures("temporary")
 @pytest.mark.parametrize("option", ["-ffast-math", "-ffinite-math-only"])
 def test_a_compiler_that_would_lose_nan_is_refused(option: str) -> None:
-    said = compile_library(native.Loops, [*compiler.find_compiler(), option])
+    said = compile_library(recurrence.Loops, [*compiler.find_compiler(), option])
     assert isinstance(said, str)
     assert said.endswith('error "NaN must stay NaN: leave -ffast-math out of CC"')
 
@@ -441,14 +441,14 @@ def test_the_linker_s_reason_is_told(tmp_path: Path) -> None:
     says = "/usr/bin/ld: libgomp.a: no shared object", "collect2: error: ld returned 1 exit status"
     command = script(tmp_path / "cc", f"printf '{says[0]}\\n{says[1]}\\n' >&2\nexit 1")
     said = f"{command[0]} does not compile it: {says[0]}"
-    assert compile_library(native.Loops, command) == said
+    assert compile_library(recurrence.Loops, command) == said
 
 
 @pytest.mark.usefixtures("temporary")
 def test_where_nothing_may_be_run_the_way_out_is_told(tmp_path: Path) -> None:
     """A file that is no library fails to load like one in a folder mounted noexec."""
     command = script(tmp_path / "cc", 'while [ "$1" != -o ]; do shift; done; echo "" >"$2"')
-    said = compile_library(native.Loops, command)
+    said = compile_library(recurrence.Loops, command)
     assert isinstance(said, str)
     assert said.startswith(f"what {command[0]} made cannot be loaded: ")
     assert said.endswith("; TMPDIR names its folder")
@@ -458,7 +458,7 @@ def test_where_nothing_may_be_run_the_way_out_is_told(tmp_path: Path) -> None:
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
 @pytest.mark.usefixtures("temporary")
 def test_a_compiler_of_c_plus_plus_compiles_c() -> None:
-    assert isinstance(compile_library(native.Loops, ["g++"]), native.Loops)
+    assert isinstance(compile_library(recurrence.Loops, ["g++"]), recurrence.Loops)
 
 
 @pytest.mark.usefixtures("asked_anew")
@@ -466,8 +466,8 @@ def test_no_compiler_is_run_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CHARRNN_NATIVE", "0")
     monkeypatch.setattr(compiler, "compile_library", None)
     assert compiler.find_compiler() == []
-    assert native.loops() is None
-    assert products.why_none(native.Loops) == "CHARRNN_NATIVE=0 asks for none"
+    assert recurrence.loops() is None
+    assert products.why_none(recurrence.Loops) == "CHARRNN_NATIVE=0 asks for none"
 
 
 @pytest.mark.usefixtures("temporary", "asked_anew")
@@ -495,7 +495,7 @@ def test_without_a_folder_there_are_no_loops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
-    said = compile_library(native.Loops, script(tmp_path / "cc", f"touch {tmp_path}/ran"))
+    said = compile_library(recurrence.Loops, script(tmp_path / "cc", f"touch {tmp_path}/ran"))
     assert isinstance(said, str) and "No such file or directory" in said
     assert not (tmp_path / "ran").exists()
 
@@ -507,7 +507,7 @@ def test_a_compiler_may_refuse_what_is_only_wished(refused: str, tmp_path: Path)
     usual = shlex.join(compiler.find_compiler())
     refuse = f'case "$*" in *{refused}*) exit 1;; esac'
     command = script(tmp_path / "cc", f'{refuse}\nexec {usual} "$@"')
-    assert isinstance(compile_library(native.Loops, command), native.Loops)
+    assert isinstance(compile_library(recurrence.Loops, command), recurrence.Loops)
 
 
 @needs_compiler
@@ -541,7 +541,7 @@ def test_sve_that_a_virtual_machine_hides_is_not_used(
     assert compiler._hides_sve(tmp_path / "cpuinfo") is hidden
     monkeypatch.setattr(compiler, "_hides_sve", lambda: hidden)
     command = script(tmp_path / "cc", f'echo "$*" >>{tmp_path}/runs\nexit 1')
-    assert isinstance(compile_library(native.Loops, command), str)
+    assert isinstance(compile_library(recurrence.Loops, command), str)
     assert ("-march=native" in (tmp_path / "runs").read_text()) is not hidden
 
 
@@ -572,14 +572,14 @@ def test_a_compiler_that_does_not_end_is_ended_with_all_it_started(
         try:
             with pytest.raises(KeyboardInterrupt):
                 compile_library(
-                    native.Loops, script(tmp_path / "cc", f"{started}kill -ALRM $PPID\nwait")
+                    recurrence.Loops, script(tmp_path / "cc", f"{started}kill -ALRM $PPID\nwait")
                 )
         finally:
             signal.signal(signal.SIGALRM, previous)
     else:
         monkeypatch.setattr(compiler, "_COMPILE_SECONDS", 2)
         command = script(tmp_path / "cc", f"{started}wait")
-        assert compile_library(native.Loops, command) == f"{command[0]} took more than 2 s"
+        assert compile_library(recurrence.Loops, command) == f"{command[0]} took more than 2 s"
     assert (tmp_path / "runs").read_text() == "\n", "it is not tried twice"
     assert select.select([reader], [], [], 10)[0]
     assert os.read(reader, 1) == b""
