@@ -273,6 +273,13 @@ FIXED: dict[str, set[str]] = {
 }  # fmt: skip
 
 
+#: Words in place of a text, a checkpoint or a run's folder: none of them is a folder of texts.
+PLACES = st.one_of(
+    WORDS.filter(lambda word: word not in ("*", "-", "~", "..") and "/" not in word),
+    st.sampled_from(["prose", "no/such", "/dev/null", "/dev/full", "/proc/self/mem", "x" * 300]),
+)
+
+
 def option_sets(options: dict[str, Any], most: int) -> Any:
     """Return sets of options, each with a value; an option may come twice."""
     pairs = [st.tuples(st.just(name), values) for name, values in options.items()]
@@ -364,6 +371,39 @@ def test_options(folder: Path, promise: Promise) -> None:
         promise("R12", f"option sets: {counted}", f"{codes.total():,} of 1,000")
     assert codes.total() >= 1000
     assert min(codes[0], codes[1], codes[2]) > 30
+
+
+@pytest.mark.parametrize(
+    "count", [40, pytest.param(400, marks=pytest.mark.slow)], ids=["some", "many"]
+)
+@pytest.mark.usefixtures("model")
+def test_names(folder: Path, count: int, promise: Promise) -> None:
+    """Any word as a text, a checkpoint or a run's folder, beside valid ones."""
+    codes: Counter[int] = Counter()
+
+    @examples(count)
+    @given(name=st.sampled_from(sorted(OPTIONS)), word=PLACES, where=st.booleans())
+    def check(name: str, word: str, where: bool) -> None:
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        for file in Path().iterdir():
+            if file.is_dir():
+                shutil.rmtree(file)
+            else:
+                file.unlink()
+        command = words_of((name, [], []), folder)
+        if where and "--run" in command:
+            command[command.index("--run") + 1] = word
+        else:
+            command[1] = word
+        result = run_cli(*command, stdin=b"the cold bird")
+        codes[result.code] += 1
+        assert flaw(result) is None, (command, result)
+
+    check()
+    if count > 99:
+        counted = ", ".join(f"{codes[code]:,} exit {code}" for code in sorted(codes))
+        promise("R12", f"names: {counted}", f"{codes.total():,} of {count}")
+    assert codes[0] and codes[1] + codes[2] > count / 4
 
 
 HUGE = ("1e39", "1" + "0" * 30, "1" + "0" * 400, "2147483647", "100000000")

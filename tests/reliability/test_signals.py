@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, SimpleNamespace
@@ -199,6 +200,37 @@ def test_signals(book: Path, tmp_path: Path, promise: Promise) -> None:
     figure = f"{kept} of {kept + len(flaws)}"
     promise("R10", f"signals at random times ({came}): saved, left, resumed", figure)
     assert not flaws
+
+
+@pytest.mark.slow
+def test_signals_from_the_start_of_a_process_to_its_end(
+    book: Path, tmp_path: Path, process: Callable[..., subprocess.Popen[str]], promise: Promise
+) -> None:
+    """A run that has begun can go on; before that nothing is left, after its end it is whole."""
+    count, kept, ends = 16, 0, Counter[int]()
+    started = time.monotonic()
+    assert process(*options(book, tmp_path / "straight")).wait(PATIENCE) == 0
+    duration = time.monotonic() - started
+    expected = whole_state(tmp_path / "straight")
+    for turn in range(count):
+        run = tmp_path / f"run{turn}"
+        number = (signal.SIGINT, signal.SIGTERM)[turn % 2]
+        popen = process(*options(book, run))
+        time.sleep(duration * (turn + 0.5) / count)
+        popen.send_signal(number)
+        code = popen.wait(PATIENCE)
+        # Before Python runs charrnn, the signal's own default ends the process.
+        assert code in (0, CODES[number], -number), code
+        ends[code] += 1
+        if not run.exists():
+            kept += code != 0
+            continue
+        if code != 0:
+            assert run_cli("train", "--run", run, "--resume").code == 0
+        kept += whole_state(run) == expected
+    came = ", ".join(f"{ends[code]} exit {code}" for code in sorted(ends))
+    promise("R10", f"signals from a process's start to its end ({came})", f"{kept} of {count}")
+    assert kept == count
 
 
 def in_validation(stop: Callable[[], Any]) -> Callable[[], None]:
