@@ -37,8 +37,10 @@ LOG_EVERY = 10
 
 #: Beyond this, numbers may overflow the 32-bit floats that training computes with.
 _LARGEST = 1e38
-#: The most symbols, layers or units that a model can have.
+#: The most symbols or units that a model can have.
 LARGEST_SIZE = (1 << 31) - 1
+#: The most layers: a checkpoint's header has room for ten times as many.
+MOST_LAYERS = 1000
 
 
 class _Rule(NamedTuple):
@@ -55,6 +57,9 @@ _LIMIT = _Rule("a number above 0, at most 1e38, or 0 for none", _POSITIVE.holds)
 _NOT_NEGATIVE = _Rule("a number from 0 to 1e38", lambda number: 0 <= number <= _LARGEST)
 _COUNT = _Rule("a whole number from 1 to 2^63 - 1", lambda number: 0 < number < 1 << 63)
 _SIZE = _Rule("a whole number from 1 to 2^31 - 1", lambda number: 0 < number <= LARGEST_SIZE)
+_LAYERS = _Rule(
+    f"a whole number from 1 to {MOST_LAYERS:,}", lambda number: 0 < number <= MOST_LAYERS
+)
 _WHOLE = _Rule("a whole number from 0 to 2^63 - 1", lambda number: 0 <= number < 1 << 63)
 _SHARE = _Rule("a number from 0 up to but not including 1", lambda number: 0 <= number < 1)
 _PROBABILITY = _Rule("a number above 0, at most 1", lambda number: 0 < number <= 1)
@@ -144,7 +149,7 @@ class ModelConfig(Record):
     two parts where only its last characters count."""
 
     def __post_init__(self) -> None:
-        sizes = dict.fromkeys(("vocabulary", "layers", "hidden", "embedding"), _SIZE)
+        sizes = dict.fromkeys(("vocabulary", "hidden", "embedding"), _SIZE) | {"layers": _LAYERS}
         _check(self, sizes | {"dropout": _SHARE, "weight_drop": _SHARE})
 
 

@@ -210,7 +210,8 @@ def fit_lanes(
         for thing, now, wished in (("lanes", lanes, batch_size), ("window", window, bptt))
         if now < wished
     ]
-    said = f"the text has only {characters:,} characters: {', '.join(changes)}" if changes else None
+    few = f"only {characters:,} characters to train on"
+    said = f"{few}: {', '.join(changes)}" if changes else None
     return lanes, window, None if loss_last is None else min(loss_last, window), said
 
 

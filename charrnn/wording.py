@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 #: Unicode categories of characters that control a terminal, or cannot be encoded.
@@ -96,16 +96,35 @@ def command_line(words: Iterable[str | Path]) -> str:
     return " ".join(map(_pasted, words))
 
 
-def resume_command(folder: Path, *options: str, names_text: bool = False) -> str:
+def options_again(fields: Mapping[str, object], but: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return the words of a command line that set fields.
+
+    Args:
+        fields: field -> value; None: it is not set.
+        but: words that are there already: flags among them are left out.
+
+    >>> options_again({"minutes": 3.0, "steps": None, "lr": 0.5}, but=("--lr", "0.1"))
+    ('--minutes', '3')
+    """
+    words: list[str] = []
+    for name, value in fields.items():
+        if value is not None and flag(name) not in but:
+            short = f"{value:g}" if isinstance(value, float) else str(value)
+            # All digits of a number that has many.
+            exact = isinstance(value, float) and float(short) != value
+            words += [flag(name), repr(value) if exact else short]
+    return tuple(words)
+
+
+def resume_command(folder: Path, *options: str, texts: Sequence[str] = ()) -> str:
     """Return the command line that resumes the run in a folder.
 
     Args:
         folder: the run's.
         options: to append.
-        names_text: whether it must name the text, which was standard input or has moved.
+        texts: the texts that it must name; "TEXT" stands for one that is not known.
     """
-    named = ["TEXT"] if names_text else []
-    return command_line(["charrnn", "train", *named, "--run", folder, "--resume", *options])
+    return command_line(["charrnn", "train", *texts, "--run", folder, "--resume", *options])
 
 
 def _pasted(word: str | Path) -> str:

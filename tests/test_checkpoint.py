@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from charrnn.storage import checkpoint
 from charrnn.storage.checkpoint import (
     Checkpoint,
     DamagedCheckpointError,
+    NoCheckpointError,
     find,
     load,
     read_description,
@@ -493,8 +495,24 @@ def test_a_folder_of_runs_names_one(tmp_path: Path) -> None:
     for name in ("two", "one"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "last.safetensors").touch()
-    with pytest.raises(CheckpointError, match=r"name a run's in it, such as .*/one$"):
+    with pytest.raises(CheckpointError, match=r"name the folder of a run in it, such as .*/one$"):
         find(tmp_path)
+    (tmp_path / "comparison.json").touch()
+    go_on = f"go on with it with: charrnn compare --run {tmp_path} --resume"
+    with pytest.raises(CheckpointError, match=f"a comparison: name the .*/one, or {go_on}$"):
+        find(tmp_path)
+    shutil.rmtree(tmp_path / "one")
+    shutil.rmtree(tmp_path / "two")
+    with pytest.raises(CheckpointError, match=f"a comparison: {go_on}$"):
+        find(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "result.json", "comparison.json", "lock"])
+def test_a_file_beside_a_checkpoint_is_not_called_a_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    said = f"{tmp_path / name}: a file beside checkpoints, but none: name its folder, {tmp_path}"
+    with pytest.raises(NoCheckpointError, match=f"^{said}$"):
+        load(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -278,11 +278,6 @@ class TestBadInput:
             ("train {prose} --bogus", 2, "--bogus"),
             ("trian {prose}", 2, "train"),
             ("train --resume", 2, "--resume needs --run"),
-            (
-                "train --resume --run {missing} --init-from {trained}",
-                2,
-                "--init-from: the run has weights of its own",
-            ),
             ("train {prose} --steps 1 --run=", 2, "--run is empty"),
             ("compare {prose} --steps 1 --run=", 2, "--run is empty"),
             ("train {prose} --steps 1 --init-from=", 2, "CHECKPOINT is empty"),

@@ -46,7 +46,8 @@ def each(make: Callable[..., object], names: tuple[str, ...], values: tuple[Any,
 @pytest.mark.parametrize(
     ("make", "name", "value"),
     [
-        *each(model, ("vocabulary", "layers", "hidden", "embedding"), (*NOT_COUNTS, 1 << 31)),
+        *each(model, ("vocabulary", "hidden", "embedding"), (*NOT_COUNTS, 1 << 31)),
+        *each(model, ("layers",), (*NOT_COUNTS, 1001)),
         *each(model, ("dropout", "weight_drop"), NOT_SHARES),
         *each(training, ("batch_size", "bptt"), NOT_COUNTS),
         *each(training, ("dropout_masks",), (*NOT_COUNTS, 1 << 31)),

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import math
+import os
+import pty
 import re
+import struct
+import subprocess
 import sys
+import termios
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
@@ -40,7 +46,7 @@ from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.display import Display, _LiveTerminal, open_display
 from charrnn.views.terminal import Output, say_on, to_json
 from charrnn.wording import duration, printable
-from tests.conftest import refusing
+from tests.conftest import ENVIRONMENT, refusing
 
 POSITION = {"step": 1200, "epoch": 2.5, "characters": 61_200, "seconds": 185.0}
 LOGGED = Logged(
@@ -178,8 +184,11 @@ class TestPlain:
         ]
 
     def test_a_plan_made_again_says_so(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-        (line,) = said(run, Planned(9000, 100, 50, again=True), capsys).splitlines()
+        (line,) = said(run, Planned(9000, 100, 50, before=7000), capsys).splitlines()
         assert line.startswith("the speed has changed: planned again, 9,000 steps, ")
+        # On a busy machine that happens again and again: small changes are no news.
+        assert said(run, Planned(9000, 100, 50, before=8000), capsys) == ""
+        assert said(run, Planned(7000, 100, 50, before=9000), capsys) != ""
 
     def test_a_plan_of_steps_says_what_follows_it(
         self, run: Run, capsys: pytest.CaptureFixture[str]
@@ -197,7 +206,7 @@ class TestPlain:
             f"planned 100 steps, {passes} epochs; dropout 0.6 (2 masks), weight drop 0.48, "
             "weight decay 0.2, loss temperature 0.91"
         )
-        assert said(run, Planned(100, 10, 601, again=True), capsys) == ""
+        assert said(run, Planned(100, 10, 601, before=50), capsys) == ""
         run.config = replace(
             run.config, dropout_by_plan=False, decay_by_plan=False, temperature_by_plan=False
         )
@@ -343,11 +352,16 @@ class TestPlain:
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
         run.progress.best_nats = run.baselines["uniform"] + 0.1
-        worse = "that is worse than guessing every symbol with equal chance: try a lower --lr"
+        worse = "that is worse than guessing every symbol with equal chance: "
         spike, end = Spiked(1200, 1.234, 3.456), Finished("done", complete=True)
-        assert f"{worse}, or more time\n" in said(run, end, capsys)
+        improving = "it was still improving: give more --minutes, or another --lr\n"
+        assert f"{worse}{improving}" in said(run, end, capsys)
+        run.progress.validations_since_best, run.progress.spike_step = 1, 100
+        assert f"{worse}the loss jumped: try a lower --lr\n" in said(run, end, capsys)
         run.config = replace(run.config, clip_norm=None)
-        assert f"{worse} or --clip-norm 1, or more time\n" in said(run, end, capsys)
+        lower = "the loss jumped: try a lower --lr or --clip-norm 1\n"
+        assert f"{worse}{lower}" in said(run, end, capsys)
+        run.progress.spike_step = None
         assert "; a lower --lr or --clip-norm 1 makes that rarer\n" in said(run, spike, capsys)
         run.progress.validations_since_best = 1
         short = "with equal chance: the text is too short, or nothing in it repeats\n"
@@ -361,7 +375,7 @@ class TestPlain:
         run.owner = None
         assert f"{worse}: the text is too short, or" in said(run, end, capsys)
         run.progress.validations_since_best = 0
-        assert f"{worse}: try a lower --lr or --clip-norm 1, or" in said(run, end, capsys)
+        assert f"{worse}: {improving}" in said(run, end, capsys)
         run.progress.best_nats = run.baselines["unigram"]
         assert "worse" not in said(run, end, capsys)
 
@@ -376,6 +390,13 @@ class TestPlain:
         for share, is_cause in ((0.764, True), (0.09, False)):
             run.unknown_share = share
             assert (words in said(run, Finished("done", complete=True), capsys)) == is_cause
+        run.unknown_share = 0.764
+        like = "hold out text like the training text\n"
+        assert like in said(run, Finished("done", complete=True), capsys)
+        # The vocabulary of another model lacks those of the training text, too.
+        run.train_counts = dict.fromkeys(range(0x4E00, 0x4F00), 99)
+        kept = "they are not in the vocabulary of the model it began with: leave it out\n"
+        assert kept in said(run, Finished("done", complete=True), capsys)
 
     @pytest.mark.parametrize("live", [False, True])
     def test_scaling_is_not_called_clipping(
@@ -472,7 +493,7 @@ class TestJson:
         assert rows[0]["parameters"] == run.model.parameter_count()
         assert rows[0]["training"] == run.config.to_dict()
         assert rows[1] == {
-            "total_steps": 5000, "validate_every": 100, "validate_characters": 50, "again": False,
+            "total_steps": 5000, "validate_every": 100, "validate_characters": 50, "before": None,
             "dropout": 0.0, "weight_drop": 0.0, "weight_decay": 0.0, "loss_temperature": 1.0,
         }  # fmt: skip
         assert rows[2] == LOGGED.row | {"planned_steps": 5000}
@@ -593,6 +614,25 @@ class TestLive:
         monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
         monkeypatch.setenv(name, value)
         assert isinstance(open_display(as_json=False, quiet=False), _LiveTerminal) == is_live
+
+    def test_a_window_s_own_width_goes_before_an_exported_one(self) -> None:
+        """The panel could not be erased if it were drawn wider."""
+        terminal, end = pty.openpty()
+        fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("4H", 24, 50, 0, 0))
+        code = "from charrnn.views.terminal import Output; print(Output(stderr=True).width)"
+        for stream, width in ((end, "50\n"), (subprocess.DEVNULL, "120\n")):
+            done = subprocess.run(
+                [sys.executable, "-c", code],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                env=ENVIRONMENT | {"COLUMNS": "120"},
+                text=True,
+                check=True,
+            )
+            assert done.stdout == width
+        os.close(end)
+        os.close(terminal)
 
     @pytest.mark.parametrize("columns", [40, 100])
     def test_a_dumb_terminal_has_its_own_width(

@@ -324,7 +324,7 @@ def test_minutes_are_kept_when_the_speed_changes(simulate: Simulate, times: floa
     told = simulate(World(update=0.2, changes=[(15, times)]))
     planned = told.only(Planned)
     assert (len(planned) > 1) == (times not in (1.0, 1.05))
-    assert [plan.again for plan in planned] == [False] + [True] * (len(planned) - 1)
+    assert [plan.before for plan in planned] == [None, *(plan.total_steps for plan in planned[:-1])]
     assert told.run.progress.step == planned[-1].total_steps == told.run.progress.planned_steps
     assert 0.95 * 60 < told.seconds < 1.05 * 60
     rates = [event.row["learning_rate"] for event in told.only(Logged)]
@@ -411,7 +411,7 @@ def test_slow_updates_are_watched_one_by_one(simulate: Simulate) -> None:
     """Ten of them, a row of the log, take half of the budget."""
     told = simulate(World(update=3.0, changes=[(31, 3.0)]))
     assert told.seconds < 1.1 * 60
-    assert told.only(Planned)[-1].again
+    assert told.only(Planned)[-1].before
 
 
 def test_lateness_is_seen_where_updates_take_little_of_the_time(simulate: Simulate) -> None:
@@ -752,7 +752,7 @@ def test_whatever_happens_a_plan_is_kept_as_far_as_possible(simulate: Simulate) 
         # It is planned again only after a stretch long enough to measure the speed.
         plans = [(at, event) for at, event in told.events if isinstance(event, Planned)]
         for (before, old), (at, new) in pairwise(plans):
-            assert new.again
+            assert new.before
             is_early = at - before < 0.099 * budget
             is_forced = new.total_steps > old.total_steps or at > budget
             assert not is_early or is_forced, number

@@ -100,8 +100,8 @@ def test_a_run_is_not_started_over_another(tmp_path: Path) -> None:
         folder.save_last(state(7))
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     assert said(lambda: RunFolder.create(run)) == (
-        f"{run}: holds a run already at step 7: go on with it with --resume, "
-        "or choose another folder with --run"
+        f"{run}: holds a run already at step 7: go on with it with: charrnn train --run {run} "
+        "--resume; or choose another folder with --run"
     )
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
@@ -118,8 +118,8 @@ def test_nor_over_a_copy_or_ruins_of_one(tmp_path: Path, name: str) -> None:
 def test_nor_over_weights_that_no_run_can_go_on_from(tmp_path: Path) -> None:
     (tmp_path / "best.safetensors").write_bytes(b"\0")
     assert said(lambda: RunFolder.create(tmp_path)) == (
-        f"{tmp_path}: holds a run already: its best.safetensors has no state to go on from, but "
-        "weights for --init-from, or choose another folder with --run"
+        f"{tmp_path}: holds a run already: its best.safetensors has weights for --init-from, but "
+        "no state to go on from: delete it, or choose another folder with --run"
     )
     assert names(tmp_path) == ["best.safetensors"]
 

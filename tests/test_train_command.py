@@ -573,6 +573,13 @@ class TestTrain:
         beside = one_line(cli(*words, "--init-from", trained))
         assert beside.endswith(f"{smaller} --batch-size or --bptt\n")
 
+    def test_masks_of_no_dropout_are_told(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
+        words = ("train", prose, *QUICK, "--dropout-masks", 3, "--dropout")
+        note = "note: --dropout-masks has no effect: there is no dropout\n"
+        for dropout, is_told in ((0, True), (0.1, False)):
+            done = cli(*words, dropout, "--run", tmp_path / f"run{dropout}")
+            assert (done.code, note in done.err) == (0, is_told)
+
     def test_says_that_the_embedded_corpus_changes_with_python(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -150,9 +150,10 @@ def say_where(doing: str, device: torch.device) -> None:
 
 
 def print_path(path: Path) -> None:
-    """Print a path on stdout byte for byte, for a shell to use, whatever its characters."""
+    """Print a path on stdout: byte for byte, for a shell to use; escaped for a terminal to show."""
     sys.stdout.flush()
-    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+    line = shown(path).encode() if sys.stdout.isatty() else os.fsencode(path)
+    sys.stdout.buffer.write(line + b"\n")
     sys.stdout.buffer.flush()
 
 

@@ -19,7 +19,7 @@ from charrnn.commands.stdio import print_path, say, spooled, waits_unread
 from charrnn.commands.stopping import StopSignals, import_numpy
 from charrnn.config import BUDGETS, CellName, ModelConfig, TextChoices, TrainConfig
 from charrnn.errors import RunFolderError, UsageError
-from charrnn.wording import command_line, duration, flag, joined, shown
+from charrnn.wording import command_line, duration, shown
 
 if TYPE_CHECKING:
     from charrnn.runs.run import Run
@@ -195,11 +195,9 @@ def train(
         raise UsageError("--json and --quiet cannot be used together: give one")
     if keep is not None and keep < 0:
         raise UsageError(f"--keep must be 0 or more, not {keep}")
-    if resume:
-        _refuse_begun({"valid_share": valid_share, "test_share": test_share}, init_from)
-        if run is None:
-            hint = options.such_as(texts or (), cell or "lstm")
-            raise UsageError(f"--resume needs --run DIR, the folder of the run to go on with{hint}")
+    if resume and run is None:
+        hint = options.such_as(texts or (), cell or "lstm")
+        raise UsageError(f"--resume needs --run DIR, the folder of the run to go on with{hint}")
     options.refuse_both(valid, valid_share)
     text = TextChoices(texts=tuple(texts or ()), valid=tuple(valid or ()), **reading)
     choices = recipe.Choices(cell=cell, budget=budget, model=model, training=training)
@@ -245,6 +243,8 @@ def train(
                 new.notes.append("standard input is not read: give - as TEXT to train on it")
             return watch_run(new, stop, as_json=as_json, quiet=quiet)
         fixed: dict[str, Any] = recipe.given({"cell": cell, **model, **training, **reading})
+        if init_from is not None:
+            fixed["init_from"] = str(init_from.absolute())
         may_change = {name: fixed.pop(name) for name in ("lr", "patience") if name in fixed}
         old = resume_run(
             folder,
@@ -264,18 +264,6 @@ def train(
             print_path(folder.path)
             return 0
         return watch_run(old, stop, as_json=as_json, quiet=quiet)
-
-
-def _refuse_begun(shares: dict[str, float | None], init_from: Path | None) -> None:
-    """Refuse to divide a resumed run's text again, or to start the run from other weights."""
-    said = []
-    if given := recipe.given(shares):
-        names, them = joined([*map(flag, given)], "and"), "them" if len(given) > 1 else "it"
-        said.append(f"{names}: the run's text is divided already: leave {them} out")
-    if init_from is not None:
-        said.append("--init-from: the run has weights of its own already: leave it out")
-    if said:
-        raise UsageError("; ".join(said))
 
 
 def _cell_of(init_from: Path | None) -> CellName:

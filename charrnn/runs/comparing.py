@@ -39,6 +39,7 @@ from charrnn.runs.comparison_folder import (
     name_moved,
     read_result,
     read_results,
+    resume_words,
 )
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.events import Event, Finished
@@ -60,7 +61,7 @@ from charrnn.storage.trained import chosen_in, load_model, trained_by
 from charrnn.text.corpus import Part, scan
 from charrnn.text.files import LOCK, LOG, PLAN, RESULT, embedded_corpus
 from charrnn.text.vocabulary import Vocabulary
-from charrnn.wording import joined, shown
+from charrnn.wording import command_line, joined, shown
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ def compare(
     )
     if begun is None:
         plan = replace(plan, precision=training["precision"])
-    yield from [*notes, *_unequal_minutes(plan, done, device)]
+    # What the shapes' notes advise is too late for a comparison that has begun.
+    yield from [*(notes if begun is None else []), *_unequal_minutes(plan, done, device)]
     for number, (seed, cell) in enumerate(runs, start=1):
         path = folder / plan.run_name(seed, cell)
         shape, result = found[cell], read_result(path)
@@ -203,7 +205,8 @@ def _refuse_used(folder: Path) -> None:
     elif (folder / LOCK).exists():
         holds = "a run that has saved nothing yet, or was killed before it did: choose"
     elif (folder / PLAN).exists():
-        holds = "a comparison already: go on with it with --resume, or choose"
+        go_on = command_line(resume_words(folder))
+        holds = f"a comparison already: go on with it with: {go_on}; or choose"
     else:
         return
     raise RunFolderError(f"{shown(folder)}: holds {holds} another folder with --run")

@@ -111,19 +111,19 @@ def comparison_of(run: Path) -> Path | None:
     return run.parent if run.name in {plan.run_name(*one) for one in plan.runs()} else None
 
 
-def going_on(run: Path, *, names_text: bool = False) -> str:
+def going_on(run: Path, texts: Sequence[str] = ()) -> str:
     """Return the command that goes on with the run in a folder, or with its comparison.
 
     Args:
         run: the folder.
-        names_text: as in ``resume_command``.
+        texts: as in ``resume_command``.
 
     Raises:
         RunFolderError: as in ``comparison_of``.
     """
     if (comparison := comparison_of(run)) is not None:
         return command_line(resume_words(comparison))
-    return resume_command(run, names_text=names_text)
+    return resume_command(run, texts=texts)
 
 
 def resume_words(folder: Path) -> list[str | Path]:

@@ -18,10 +18,11 @@ class Planned:
     """Steps between validations; None: nothing is held out."""
     validate_characters: int | None
     """Held-out characters that each validation scores; None: nothing is held out."""
-    again: bool = False
-    """Whether it replaces an earlier plan, because the speed has changed."""
+    before: int | None = None
+    """Updates of the plan that it replaces, because the speed has changed; None: it is the first.
+    """
     dropout: float = 0.0
-    """In use from here on, like the next three: set by this plan, or by the first if ``again``."""
+    """In use from here on, like the next three: set by this plan if it is the first."""
     weight_drop: float = 0.0
     weight_decay: float = 0.0
     loss_temperature: float = 1.0

@@ -170,21 +170,21 @@ class Planner:
         it is longer than ``total`` updates need.
         """
         progress = self.run.progress
-        again = progress.planned_at_step is not None
+        before = None if progress.planned_at_step is None else progress.planned_steps
         progress.planned_steps = total
         progress.planned_at_step = progress.step
         progress.planned_at_seconds = progress.training_seconds
         progress.validate_every = self._validate_every(total, speed)
         self.size_validations()
         self._shorten_warmup(total)
-        if not again:
+        if before is None:
             self._regularise(total)
         model, config = self.run.model.config, self.run.config
         return Planned(
             total,
             progress.validate_every,
             progress.validate_characters,
-            again=again,
+            before=before,
             dropout=model.dropout,
             weight_drop=model.weight_drop,
             weight_decay=config.weight_decay,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +15,8 @@ import torch
 from charrnn import __version__, recipe
 from charrnn.compute.device import choose_device, multiplies_bf16
 from charrnn.compute.machine import processor
-from charrnn.config import BUDGETS, TrainConfig
+from charrnn.config import BUDGETS, PartName, TrainConfig
+from charrnn.disk import exists
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.runs.assembling import (
     assemble,
@@ -38,7 +41,7 @@ from charrnn.text.decoding import text_encoding
 from charrnn.text.files import absolute_names, embedded_corpus
 from charrnn.text.stream import Lanes
 from charrnn.text.vocabulary import Vocabulary
-from charrnn.wording import flag, joined, resume_command, shown
+from charrnn.wording import flag, joined, options_again, resume_command, shown
 
 #: Fields that the rules may choose anew with every budget -> the field that says whether they do.
 BY_PLAN = {
@@ -92,9 +95,12 @@ def resume(
     progress = checkpoint.record("progress", Progress)
     has = {**shape.to_dict(), **saved.config.to_dict()}
     has |= {"encoding": saved.text.encoding, "min_count": vocabulary.min_count}
+    has |= {f"{name}_share": _share(saved.text, name) for name in ("valid", "test")}
     _refuse_others(fixed, has, _as_kept(fixed, saved))
     folder.keep = saved.keep if keep is None else keep
-    record = _moved(saved.text, folder, texts, valid_texts)
+    again = {**changes, "keep": keep, "device": device and device.type}
+    way_on = partial(resume_command, folder.path, *options_again(again))
+    record = _moved(saved.text, texts, valid_texts, way_on)
     refuse_too_many_names(record)
     device = device or choose_device(saved.device)
     notes += _other_machine(checkpoint, device)
@@ -105,7 +111,7 @@ def resume(
         config = replace(config, precision="fp32")
         notes.append("precision fp32 (was bf16, which this device has no instructions for)")
     try:
-        train, valid = _read_again(record, spooled, folder)
+        train, valid = _read_again(record, spooled, way_on)
         counts = train.counts()
         lanes = lanes_of(train, counts, vocabulary, config)
     except ValueError as error:
@@ -161,8 +167,16 @@ def resume(
 
 
 def _as_kept(fixed: Mapping[str, Any], saved: Settings) -> dict[str, Any]:
-    """Return given values as a new run has them: the codec's own name; lanes that fit the text."""
+    """Return given values as a new run has them: the codec's own name; lanes that fit the text.
+
+    A share of the text may differ by the character that its border was rounded to.
+    """
     config, kept = saved.config, dict(fixed)
+    for name in ("valid", "test"):
+        share = kept.get(f"{name}_share")
+        if share is not None and not (name == "valid" and saved.text.valid_texts):
+            apart = abs(share * saved.text.characters - saved.text.length(name))
+            kept[f"{name}_share"] = _share(saved.text, name) if apart <= 1 else share
     if "encoding" in kept:
         kept["encoding"] = text_encoding(kept["encoding"])
     names = ("batch_size", "bptt", "loss_last")
@@ -170,6 +184,13 @@ def _as_kept(fixed: Mapping[str, Any], saved: Settings) -> dict[str, Any]:
     *fitted, _ = recipe.fit_lanes(saved.text.length("train"), *wished)
     new = dict(zip(names, fitted, strict=True))
     return kept | {name: number for name, number in new.items() if name in kept}
+
+
+def _share(text: TextRecord, name: PartName) -> float:
+    """Return the share of a run's text that was held out, to three digits."""
+    if name == "valid" and text.valid_texts:
+        return 0.0
+    return float(f"{text.length(name) / text.characters:.3g}")
 
 
 def _refuse_others(
@@ -185,11 +206,12 @@ def _refuse_others(
         kept: what a new run would make of the values given.
     """
     planned = [name for name in kept if name in BY_PLAN and has[BY_PLAN[name]]]
+    by_rule = [name for name in ("validate_every",) if has[name] is None]
     # None and 0 both mean "none" where a number may be either.
     differ = [
         name
         for name, value in kept.items()
-        if name not in planned and (value or None) != (has[name] or None)
+        if name not in (*planned, *by_rule) and (value or None) != (has[name] or None)
     ]
     said = []
     if differ:
@@ -199,6 +221,7 @@ def _refuse_others(
             f"{joined(given, 'and')}: the run was started with {joined(others, 'and')}, and keeps "
             "that (a budget, --lr, --patience, --keep and --device may change)"
         )
+    planned += [name for name in by_rule if name in kept]
     if planned:
         them = "them" if len(planned) > 1 else "it"
         said.append(
@@ -214,15 +237,25 @@ def _short(value: object) -> str:
 
 
 def _moved(
-    record: TextRecord, folder: RunFolder, texts: Sequence[str], valid_texts: Sequence[str]
+    record: TextRecord,
+    texts: Sequence[str],
+    valid_texts: Sequence[str],
+    way_on: Callable[..., str],
 ) -> TextRecord:
-    """Return the record with the new names that the user gives for texts that have moved."""
+    """Return the record with the new names that the user gives for texts that have moved.
+
+    Args:
+        record: of the run's text.
+        texts: new names, if it has moved.
+        valid_texts: the same for the text to validate on.
+        way_on: ``resume_command``, with what else the user gives.
+    """
     if texts:
         record = replace(record, texts=absolute_names(texts))
     elif record.was_typed:
         raise UsageError(
             "this run read standard input, which cannot be read again: give the same text as a "
-            f"file: {resume_command(folder.path, names_text=True)}"
+            f"file: {way_on(texts=('TEXT',))}"
         )
     if valid_texts:
         if not record.valid_texts:
@@ -232,9 +265,14 @@ def _moved(
 
 
 def _read_again(
-    record: TextRecord, spooled: Path | None, folder: RunFolder
+    record: TextRecord, spooled: Path | None, way_on: Callable[..., str]
 ) -> tuple[Part, Part | None]:
     """Scan a run's text again; return what it trains on and what it validates on.
+
+    Args:
+        record: of the text.
+        spooled: where standard input was stored, for the text "-".
+        way_on: as for ``_moved``.
 
     Raises:
         CorpusError: a text cannot be read, or is not the one that the run was started on.
@@ -243,7 +281,7 @@ def _read_again(
     try:
         corpus = scan(readable(record.texts, spooled) or embedded_corpus(), record.encoding)
     except CorpusError as error:
-        named = resume_command(folder.path, names_text=True)
+        named = way_on(texts=_to_name(record.texts))
         raise CorpusError(f"{error}; if the run's text has moved, name it: {named}") from error
     refuse_another_text(corpus, record.fingerprint, record.texts, known=record.files)
     valid_corpus = corpus
@@ -251,13 +289,20 @@ def _read_again(
         try:
             valid_corpus = scan(record.valid_texts, record.encoding)
         except CorpusError as error:
-            moved = "if the text to validate on has moved, name it with --valid"
+            words = chain(*(("--valid", name) for name in _to_name(record.valid_texts)))
+            moved = f"if the text to validate on has moved, name it: {way_on(*words)}"
             raise CorpusError(f"{error}; {moved}") from error
         refuse_another_text(
             valid_corpus, record.valid_fingerprint, record.valid_texts, "the validation text"
         )
     valid = valid_corpus.part(*record.valid) if record.valid else None
     return corpus.part(*record.train), valid
+
+
+def _to_name(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names that a command must give again, with TEXT for those that are gone."""
+    present = tuple(name if exists(Path(name)) else "TEXT" for name in names)
+    return present if "TEXT" in present else ("TEXT",)
 
 
 def _best(

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from charrnn.compute.machine import processor
-from charrnn.config import ModelConfig, Record, TrainConfig
+from charrnn.config import BUDGETS, ModelConfig, Record, TrainConfig
 from charrnn.errors import NonFiniteError, TakenFolderError
 from charrnn.inference.baselines import marks
 from charrnn.network.model import CharModel
@@ -28,7 +29,7 @@ from charrnn.storage.trained import prefixed
 from charrnn.text.corpus import Part
 from charrnn.text.stream import Lanes, Windows
 from charrnn.text.vocabulary import Vocabulary
-from charrnn.wording import command_line, resume_command, shown
+from charrnn.wording import command_line, options_again, resume_command, shown
 
 
 @dataclass
@@ -281,10 +282,25 @@ class Run(_Standing):
         return marks(self.train_counts, predicted, counts, self.vocabulary, in_full=True)
 
     def command(self, *options: str) -> str:
-        """Return the command line that resumes this run; an owner's command takes no options."""
+        """Return the command line that resumes this run; an owner's command takes no options.
+
+        It repeats what was given anew and is not saved yet.
+        """
         if self.owner is not None:
             return self.owner
-        return resume_command(self.folder.path, *options, names_text=self.text.was_typed)
+        texts: tuple[str, ...] = ("TEXT",) if self.text.was_typed else ()
+        if self.saved is not None:
+            was, now = self.saved.settings, self.settings()
+            fields = [*BUDGETS, "lr", "patience"]
+            given = {name: getattr(now.config, name) for name in fields}
+            given = {n: value for n, value in given.items() if value != getattr(was.config, n)}
+            given |= {"keep": now.keep} if now.keep != was.keep else {}
+            given |= {"device": now.device} if now.device != was.device else {}
+            options += options_again(given, but=options)
+            if now.text.valid_texts != was.text.valid_texts:
+                options += tuple(chain(*(("--valid", name) for name in now.text.valid_texts)))
+            texts = now.text.texts if now.text.texts != was.text.texts else texts
+        return resume_command(self.folder.path, *options, texts=texts)
 
     def is_kept(self, error: Exception) -> bool:
         """Whether the saved state survives an error: the folder may be gone, or another run's."""
@@ -294,7 +310,7 @@ class Run(_Standing):
 
     def way_back(self) -> str:
         """Return what the user can do after a number was not finite."""
-        lower = ("--lr", f"{self.config.lr / 2:g}")
+        lower = ("--lr", f"{min(self.config.lr / 2, 1):g}")  # no default is above 1
         # A run of a comparison keeps its rate, so going on would end the same way.
         anew = None if self.owner is None else "compare anew with a lower --lr"
         if self.saved is None:

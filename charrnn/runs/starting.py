@@ -107,6 +107,8 @@ def start(
         config = replace(config, init_from=str(origin.path.absolute()))
     smaller = "--hidden, --embedding, --layers, " if origin is None else ""  # else it is settled
     masks = choices.training.get("dropout_masks")
+    if masks and not shape.dropout and not config.dropout_by_plan:
+        notes.append("--dropout-masks has no effect: there is no dropout")
     more = ", --bptt or --dropout-masks" if masks else " or --bptt"
     instead = f"give a smaller {smaller}--batch-size{more}"
     refuse_too_large(shape, config, device, instead, is_planned=config.minutes is None)

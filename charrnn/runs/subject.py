@@ -20,7 +20,7 @@ from charrnn.disk import followed
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.network.model import CharModel
 from charrnn.runs.run import Progress
-from charrnn.storage.checkpoint import LAST, Checkpoint, NoCheckpointError
+from charrnn.storage.checkpoint import BESIDE, LAST, Checkpoint, NoCheckpointError
 from charrnn.storage.reading import (
     Scan,
     TextRecord,
@@ -283,7 +283,8 @@ def _load_models(
         if path.parent not in beside_runs - beside_texts:
             raise _of_a_pattern(flawed) if models and texts else flawed
     for path, flawed in foreign.items():
-        tell(f"{shown(path)}: {flawed.flaw}: left out")
+        if path.name not in BESIDE:  # a pattern such as checkpoints/compare/* always finds these
+            tell(f"{shown(path)}: {flawed.flaw}: left out")
     return models
 
 

@@ -34,7 +34,9 @@ from charrnn.runs.events import (
 )
 from charrnn.runs.planning import Planner
 from charrnn.runs.run import Run
+from charrnn.storage.checkpoint import BEST
 from charrnn.text.stream import Batch
+from charrnn.wording import shown
 
 #: Seconds between checkpoints, apart from those that follow a validation.
 SAVE_EVERY = 60.0
@@ -77,6 +79,12 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
         is_foreseen = isinstance(error, CharrnnError)
         if is_foreseen and not isinstance(error, RunFolderError):
             raise  # its message already says how to go on
+        if run.saved is None and is_foreseen and (run.folder.path / BEST).exists():
+            # The folder would refuse the same command, and has no state to resume from.
+            raise RunFolderError(
+                f"{error}; nothing to go on from is saved: delete {shown(run.folder.path)} before "
+                "you start again"
+            ) from error
         if run.saved is None or not run.is_kept(error):
             raise
         saved = (

@@ -35,12 +35,15 @@ from charrnn import __version__
 from charrnn.config import Record
 from charrnn.disk import exists, replacing
 from charrnn.errors import CheckpointError, UsageError
-from charrnn.text.files import LOCK
+from charrnn.text.files import LOCK, LOG, PLAN, RESULT
 from charrnn.text.not_text import COMPRESSED, ZIP
-from charrnn.wording import reason, shown
+from charrnn.wording import command_line, reason, shown
 
 #: In a run's folder: the best by validation loss, and the newest, with the complete state.
 BEST, LAST = "best.safetensors", "last.safetensors"
+
+#: Other files in the folders of runs and comparisons; the lock may be empty.
+BESIDE = frozenset({LOCK, LOG, PLAN, RESULT})
 
 #: The format number that this version writes, and the only one it reads.
 FORMAT = 1
@@ -301,8 +304,13 @@ def find(path: Path) -> Path:
     except OSError as error:
         raise CheckpointError(f"{shown(path)}: cannot be read: {reason(error)}") from error
     runs = sorted({file.parent.name for name in (BEST, LAST) for file in path.glob(f"*/{name}")})
-    hint = f"name a run's in it, such as {shown(path / runs[0])}" if runs else "is it a run's?"
-    raise NoCheckpointError(path, "a folder without a checkpoint", f": {hint}")
+    hints = [f"name the folder of a run in it, such as {shown(path / runs[0])}"] if runs else []
+    if exists(path / PLAN):
+        go_on = command_line(["charrnn", "compare", "--run", path, "--resume"])
+        hints.append(f"go on with it with: {go_on}")
+        raise NoCheckpointError(path, "a comparison", f": {', or '.join(hints)}")
+    hints = hints or ["is it a run's?"]
+    raise NoCheckpointError(path, "a folder without a checkpoint", f": {hints[0]}")
 
 
 def _instead_of(path: Path) -> str:
@@ -396,11 +404,12 @@ def _reading(path: Path) -> Iterator[tuple[io.FileIO, int]]:
     except _Flaw as flaw:
         # Its frames hold what was parsed of the file, and from Python 3.13 on each other, too.
         flaw.__traceback__ = None
+        if path.name in BESIDE:
+            advice = f": name its folder, {shown(path.parent)}"
+            raise NoCheckpointError(path, "a file beside checkpoints, but none", advice) from None
         if isinstance(flaw, _Foreign):
             raise NoCheckpointError(path, str(flaw), flaw.advice) from None
-        # A run's lock lies beside its checkpoints and may be empty: no damaged checkpoint.
-        kind = NoCheckpointError if path.name == LOCK else DamagedCheckpointError
-        raise kind(path, str(flaw), _advice(path)) from None
+        raise DamagedCheckpointError(path, str(flaw), _advice(path)) from None
     except MemoryError:
         raise CheckpointError(f"{shown(path)}: not enough memory to load it") from None
     except OSError as error:

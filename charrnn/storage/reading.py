@@ -289,7 +289,7 @@ def _differing(corpus: Corpus, known: Collection[str]) -> str:
         more = f" and {len(new) - 1:,} more" if len(new) > 1 else ""
         return f", of which new or changed: {shown(new[0])}{more}"
     gone = left.total()
-    return f", of which {gone:,} before are gone" if gone else ", in another order"
+    return f", without {gone:,} of the files it had" if gone else ", in another order"
 
 
 def _files(corpus: Corpus) -> str:

@@ -50,7 +50,7 @@ from charrnn.storage.checkpoint import (
 from charrnn.storage.lock import PATIENCE, Lock, alive, take_lock
 from charrnn.storage.metrics import Log
 from charrnn.text.files import LOCK, LOG, RESULT
-from charrnn.wording import shown
+from charrnn.wording import resume_command, shown
 
 _GENERATION = re.compile(r"step-(\d{8,})\.safetensors")
 
@@ -367,12 +367,13 @@ class RunFolder:
                 where = f" at step {read_description(checkpoints[0]).meta['step']}"
             except (CheckpointError, KeyError):
                 where = ""
-            go_on = "go on with it with --resume"
+            go_on = f"go on with it with: {resume_command(self.path)};"
             if all(path.name == BEST for path in checkpoints):
-                go_on = f"its {BEST} has no state to go on from, but weights for --init-from"
+                weights = f"its {BEST} has weights for --init-from, but no state to go on from"
+                go_on = f"{weights}: delete it,"
             raise RunFolderError(
-                f"{shown(self.path)}: holds a run already{where}: {go_on}, or choose another "
-                "folder with --run"
+                f"{shown(self.path)}: holds a run already{where}: {go_on} or choose another folder "
+                "with --run"
             )
         if not abandoned and (self.path / LOG).exists():
             raise RunFolderError(

@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from charrnn.compute.device import in_words
+from charrnn.config import BUDGETS
 from charrnn.errors import CorpusError
 from charrnn.inference.baselines import MOST_COMPRESSED
 from charrnn.nats import in_bits
@@ -55,12 +56,14 @@ from charrnn.views.run_words import (
     why_ended,
 )
 from charrnn.views.terminal import Output, in_rows, print_words, say_on, to_json
-from charrnn.wording import counted, cut_word, duration, shown
+from charrnn.wording import counted, cut_word, duration, flag, shown
 
 #: Rows of a sample that the live display shows.
 SAMPLE_ROWS = 7
 #: Layouts of the live figures, as the widths of their columns; the first that fits is used.
 GRIDS = ((12, 14, 15, 14), (17, 14), (0,))
+#: A new plan is told if it differs from the one before by at least this share.
+NEWS = 0.2
 #: Seconds between the plain lines of a log.
 PLAIN_EVERY = 10.0
 
@@ -165,13 +168,20 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
 def _why_worse(run: Run) -> str:
     """Return why a run may be worse than a baseline, or what may help."""
     if run.unknown_share > MANY_UNKNOWN:
+        learnt = run.vocabulary.unknown_share(run.train_counts)
+        instead = "hold out text like the training text"
+        if learnt > MANY_UNKNOWN:
+            instead = "they are not in the vocabulary of the model it began with: leave it out"
         return (
             f"{100 * run.unknown_share:.0f} % of the characters held out are unknown, which is "
-            "what costs so much: hold out text like the training text"
+            f"what costs so much: {instead}"
         )
-    if run.progress.validations_since_best > 0:  # more training makes it worse
-        return "the text is too short, or nothing in it repeats"
-    return f"try {_tamer(run)}, or more time"
+    if run.progress.validations_since_best == 0:  # it was still getting better
+        (budget,) = (flag(name) for name in BUDGETS if getattr(run.config, name))
+        return f"it was still improving: give more {budget}, or another --lr"
+    if run.progress.spike_step is not None:
+        return f"the loss jumped: try {_tamer(run)}"
+    return "the text is too short, or nothing in it repeats"
 
 
 def _place(row: Mapping[str, Any], widths: tuple[int, int, int] = (0, 0, 0)) -> str:
@@ -320,20 +330,21 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
     if isinstance(event, Planned):
         minutes, held, to_go = run.config.minutes, "", ""
         # The introduction of a new run of steps or epochs has named these already.
-        if not event.again and (run.resumed or minutes is not None):
+        if event.before is None and (run.resumed or minutes is not None):
             held = ", ".join(regularisers(run.summary, by_plan=True))
         if minutes is not None:
             to_go = f"; {duration(max(0.0, minutes * 60 - run.progress.seconds))} to go"
+        is_news = event.before is None or abs(event.total_steps / event.before - 1) >= NEWS
         # With another budget, a resumed run's plan differs from the one in its introduction.
-        if to_go or held:
-            planned = "the speed has changed: planned again," if event.again else "planned"
+        if (to_go or held) and is_news:
+            planned = "planned" if event.before is None else "the speed has changed: planned again,"
             yield (
                 f"{planned} {counted(event.total_steps, 'step')}, "
                 f"{event.total_steps / run.lanes.steps_per_epoch:.2f} epochs"
                 f"{to_go}{f'; {held}' if held else ''}"
             )
         scored = event.validate_characters
-        if event.again or run.valid is None or scored is None:
+        if event.before is not None or run.valid is None or scored is None:
             return
         if scored < run.valid.characters:
             first = counted(scored, run.summary.unit)

@@ -133,11 +133,17 @@ def portray(
 def labels(checkpoints: Sequence[Path]) -> list[str]:
     """Return a short name for each checkpoint, all different.
 
-    A run's folder is called by its name, a file by its folder's name and its own.
+    A run's folder is called by its name, a file by its folder's name and its own; if several have
+    the same name, each by the name of the folder around it, too.
     """
-    found: list[str] = []
+    names: list[tuple[str, str]] = []
     for path in map(Path, map(os.path.abspath, checkpoints)):
-        name = path.name if not path.is_file() else f"{path.parent.name}/{path.stem}"
+        called = f"{path.parent.name}/{path.stem}" if path.is_file() else path.name
+        names.append((called, f"{path.parents[called.count('/')].name}/{called}"))
+    found: list[str] = []
+    for called, longer in names:
+        is_ambiguous = len({other for short, other in names if short == called}) > 1
+        name = longer if is_ambiguous else called
         name = printable(name).replace("\n", " ").replace("\t", " ")
         if cell_len(name) > LABEL:
             ends = _longest(name, LABEL // 2 - 1), _longest(name[::-1], LABEL // 2)[::-1]

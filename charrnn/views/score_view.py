@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from charrnn.disk import becoming, followed, refusals
+from charrnn.errors import RunFolderError
 from charrnn.inference.assessment import Assessment
 from charrnn.inference.evaluation import Prices
 from charrnn.runs.comparison import Comparison
@@ -114,7 +115,8 @@ class PerCharacter:
 
     Raises:
         CorpusError: the text changed while it was read; calls raise this, too.
-        RunFolderError: the file cannot be written; calls and the block's end raise this, too.
+        RunFolderError: the file cannot be written; the block's end raises this, too, also for
+            what a call could not write.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class PerCharacter:
         next(self._codes)
         self._path = path
         self._bytes = part.corpus.encoding == BYTES
+        self._refused: RunFolderError | None = None
         self._open = ExitStack()
         with self._naming_the_file():
             self._stream = self._open.enter_context(_written(path, called))
@@ -137,17 +140,25 @@ class PerCharacter:
             price = round(nats, 6) if math.isfinite(nats) else None  # JSON has no NaN or infinity
             row = {"position": position, **what, "nats": price}
             rows.append(json.dumps(row, ensure_ascii=False) + "\n")
-        with self._naming_the_file():
-            self._stream.write("".join(rows).encode())
+        if self._refused is None:
+            try:
+                with self._naming_the_file():
+                    self._stream.write("".join(rows).encode())
+            except RunFolderError as error:  # the scores need not be lost with the file
+                self._refused = error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         """Give the file its name, or drop it if the block failed."""
-        if kind is not None:
-            with suppress(OSError):  # the block's own failure is what counts
-                self._open.__exit__(kind, *error)
+        if kind is not None or self._refused is not None:
+            with suppress(OSError):  # the first failure is what counts
+                self._open.__exit__(
+                    kind or RunFolderError, *(error if kind else (self._refused, None))
+                )
+            if kind is None and self._refused is not None:
+                raise self._refused
             return
         with self._naming_the_file():
             self._open.close()
@@ -211,10 +222,15 @@ class SurpriseText:
         """Print the end: the legend of the colours, or on stderr how to get colours."""
         if not self._console.has_colours:
             self._write("\n")
+            why, keeps = "here", "FORCE_COLOR=1 keeps them, "
+            if self._console.no_color:
+                why, keeps = "because of NO_COLOR", ""
+            elif self._console.is_dumb_terminal:
+                why, keeps = "because TERM is dumb", ""
             with suppress(OSError):  # stderr need not have a reader
                 print_words(
-                    "the text is shown without colours here: FORCE_COLOR=1 keeps them, --per-char "
-                    "FILE writes each character's loss",
+                    f"the text is shown without colours {why}: {keeps}--per-char FILE writes each "
+                    "character's loss",
                     stderr=True,
                 )
             return

@@ -11,7 +11,7 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -29,7 +29,12 @@ class Output(Console):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(highlight=False, **options)
+        environ = dict(os.environ)
+        if _has_size(sys.stderr if options.get("stderr") else sys.stdout):
+            # An exported COLUMNS may be that of another window: the panel could not be erased.
+            environ.pop("COLUMNS", None)
+            environ.pop("LINES", None)
+        super().__init__(highlight=False, _environ=environ, **options)
         # Rich assumes 80 columns for a terminal whose TERM is dumb, and takes COLUMNS=0, which
         # some programs set where they know no width, for one that has room for nothing.
         if (self.is_dumb_terminal or self.width < 1) and "width" not in options:
@@ -65,6 +70,14 @@ class Output(Console):
     def on_broken_pipe(self) -> None:
         """Re-raise the error, for the command line to handle."""
         raise  # Rich calls this in its except block
+
+
+def _has_size(stream: TextIO) -> bool:
+    """Whether a stream is a terminal that knows its width."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError):  # no terminal, or closed
+        return False
 
 
 def _is_kept() -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ import charrnn.storage.checkpoint
 from charrnn import __version__
 from charrnn.compute.machine import processor
 from charrnn.config import ModelConfig, TrainConfig
-from charrnn.errors import CharrnnError, CheckpointError, CorpusError
+from charrnn.errors import CharrnnError, CheckpointError, CorpusError, RunFolderError
 from charrnn.recipe import Schedule
 from charrnn.runs.resuming import resume
 from charrnn.runs.run import Progress
@@ -143,7 +144,7 @@ def test_a_file_that_appears_in_the_folder(tmp_path: Path, promise: Promise) -> 
     assert f"(4 files, of which new or changed: {texts}/e.txt)" in refusal(tmp_path / "run")
     (texts / "e.txt").unlink()
     (texts / "d.txt").unlink()
-    assert "(2 files, of which 1 before are gone)" in refusal(tmp_path / "run")
+    assert "(2 files, without 1 of the files it had)" in refusal(tmp_path / "run")
     promise("R14", "a text that is changed: refused, named", "a file more in its folder")
 
 
@@ -261,26 +262,72 @@ def test_what_counts_may_be_said_again_without_the_window(tmp_path: Path, tale: 
     assert "--loss-last 150: the run was started with 200" in said
 
 
-DIVIDED = "the run's text is divided already: leave {} out"
-WEIGHTS = "--init-from: the run has weights of its own already: leave it out"
-
-
-@pytest.mark.parametrize("flag", ["--valid-share", "--test-share", "--init-from"])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--valid-share", 0.3), ("--test-share", 0.3), ("--init-from", "x")]
+)
 def test_the_text_is_divided_and_the_weights_are_there(
-    run: Path, promise: Promise, flag: str
+    run: Path, promise: Promise, flag: str, value: object
 ) -> None:
-    why = WEIGHTS if flag == "--init-from" else f"{flag}: {DIVIDED.format('it')}"
-    assert refusal(run, flag, 0.1) == f"charrnn: {why}\n"
+    said = refusal(run, flag, value)
+    assert said.startswith(f"charrnn: {flag} ")
+    assert ": the run was started with " in said and ", and keeps that (" in said
     promise("R14", "options that would change the run: refused, named", flag)
 
 
-def test_all_that_a_run_has_been_begun_with_is_refused_at_once(run: Path) -> None:
-    words = ["--init-from", run, "--test-share", 0.1, "--valid-share", 0]
-    said = f"--valid-share and --test-share: {DIVIDED.format('them')}; {WEIGHTS}"
-    assert refusal(run, *words) == f"charrnn: {said}\n"
+def test_the_same_command_goes_on_with_a_larger_budget(tmp_path: Path, tale: Path) -> None:
+    first, run = tmp_path / "first", tmp_path / "run"
+    small = ["--batch-size", 3, "--bptt", 7]
+    assert run_cli("train", tale, "--run", first, "--hidden", 8, *small, "--steps", 5).code == 0
+    words = [tale, "--run", run, "--init-from", first, *small, "--valid-share", 0.15]
+    words += ["--test-share", 0.05]
+    assert run_cli("train", *words, "--steps", 5).code == 0
+    again = run_cli("train", *words, "--steps", 6, "--resume")
+    assert again.code == 0, again.err
+    assert rows(run)[-1]["step"] == 6
+    said = refusal(run, "--valid-share", 0.2, "--init-from", run)
+    assert said.startswith(
+        f"charrnn: --valid-share 0.2 and --init-from {run}: the run was started with 0.15 and "
+        f"{first}, and keeps that ("
+    )
 
 
-# What the checkpoint says ----------------------------------------------------------
+def test_the_command_that_goes_on_repeats_what_is_not_saved_yet(
+    run: Path, tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a full disk: without it, the budget that was given would be lost."""
+    moved = shutil.copy(tale, tmp_path / "moved.txt")
+    given = ["--steps", "30", "--lr", "0.1234567", "--keep", "3"]
+    with monkeypatch.context() as patch:
+        full = RunFolderError("no space")
+        patch.setattr(RunFolder, "save_last", mock.Mock(side_effect=full))
+        said = run_cli("train", moved, "--run", run, "--resume", *given, "--quiet").err
+    go_on = said.splitlines()[-1].partition("go on from it with: ")[2]
+    assert go_on == shlex.join(
+        ["charrnn", "train", str(moved), "--run", str(run), "--resume", *given]
+    )
+    assert run_cli(*shlex.split(go_on)[1:]).code == 0
+    assert (rows(run)[-1]["step"], load(run / "last.safetensors").meta["keep"]) == (30, 3)
+
+
+def test_of_several_texts_those_that_are_there_are_named_again(tmp_path: Path) -> None:
+    texts = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
+    for number, text in enumerate(texts):
+        text.write_text(make_prose(500, seed=number))
+    run, small = tmp_path / "run", ["--hidden", 8, "--batch-size", 3, "--bptt", 7]
+    assert run_cli("train", *texts, "--run", run, *small, "--steps", 3).code == 0
+    moved = texts[1].rename(tmp_path / "d.txt")
+    said = refusal(run, "--steps", 5)
+    named = f"charrnn train {texts[0]} TEXT {texts[2]} --run {run} --resume --steps 5"
+    assert said.endswith(f"; if the run's text has moved, name it: {named}\n")
+    fewer = refusal(run, texts[0], texts[2])
+    assert fewer.startswith("charrnn: the text (2 files, without 1 of the files it had) is not ")
+    words = shlex.split(named.replace("TEXT", str(moved)))
+    assert run_cli(*words[1:]).code == 0
+
+
+def test_what_the_plan_sets_is_not_called_none(run: Path) -> None:
+    said = refusal(run, "--validate-every", 5)
+    assert "so its plan sets it: leave it out" in said or "the run was started with " in said
 
 
 @pytest.mark.parametrize(
@@ -290,7 +337,7 @@ def test_all_that_a_run_has_been_begun_with_is_refused_at_once(run: Path) -> Non
         ("vocabulary", 5, "the field 'vocabulary' has 31 symbols, the model 5"),
         ("layers", 1, "the field 'model' has 1 layers, the weights 2"),
         ("layers", 3, "the field 'model' has 3 layers, the weights 2"),
-        ("layers", 2**31 - 1, "the field 'model' has 2147483647 layers, the weights 2"),
+        ("layers", 2**31 - 1, "the field 'model' is not usable: --layers must be a whole "),
         ("hidden", 9, "the weight model.cells.0.bias is torch.float32 [32], the model needs "),
         ("hidden", 2**31 - 1, "the field 'model' is impossible: "),
         ("embedding", 4, "the weight model.cells.0.weight_input is torch.float32 [32, 5], "),
