@@ -116,6 +116,11 @@ def options_again(fields: Mapping[str, object], but: Sequence[str] = ()) -> tupl
     return tuple(words)
 
 
+def validating_on(texts: Iterable[str]) -> tuple[str, ...]:
+    """Return the words of a command line that name texts to validate on."""
+    return tuple(word for name in texts for word in ("--valid", name))
+
+
 def resume_command(folder: Path, *options: str, texts: Sequence[str] = ()) -> str:
     """Return the command line that resumes the run in a folder.
 
@@ -125,6 +130,11 @@ def resume_command(folder: Path, *options: str, texts: Sequence[str] = ()) -> st
         texts: the texts that it must name; "TEXT" stands for one that is not known.
     """
     return command_line(["charrnn", "train", *texts, "--run", folder, "--resume", *options])
+
+
+def resume_words(folder: Path) -> list[str | Path]:
+    """Return the words of the command that goes on with a folder's comparison."""
+    return ["charrnn", "compare", "--run", folder, "--resume"]
 
 
 def _pasted(word: str | Path) -> str:

@@ -321,7 +321,8 @@ def memories(units: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _shown(held: Sequence[Held]) -> Held | None:
     """Return the memory that is drawn: of those that follow longest, or of all, the closest."""
     following = [one for one in held if one.follows]
-    return max(following or held, key=lambda one: abs(one.late), default=None)
+    judged_ones = [one for one in held if one.follows is not None]
+    return max(following or judged_ones or held, key=lambda one: abs(one.late), default=None)
 
 
 def _held_tables(held: Sequence[Held]) -> list[Table]:
@@ -459,7 +460,8 @@ def _held_told(held: Sequence[Held]) -> str:
             f"Whether a memory holds a property is not tested: no property lasts long at {OFTEN} "
             f"characters in {SPELLS} spells. The closest is {of_one}"
         )
-    return f"The memory of none of {judged_units} holds its property. The closest is {of_one}"
+    tested = counted(sum(other.follows is not None for other in held), "unit")
+    return f"The memory of none of {tested} judged holds its property. The closest is {of_one}"
 
 
 def along(lab: Lab) -> Section:

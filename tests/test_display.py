@@ -189,6 +189,15 @@ class TestPlain:
         # On a busy machine that happens again and again: small changes are no news.
         assert said(run, Planned(9000, 100, 50, before=8000), capsys) == ""
         assert said(run, Planned(7000, 100, 50, before=9000), capsys) != ""
+        # They are news once they have added up.
+        display = open_display(as_json=False, quiet=False)
+        display.start(run)
+        capsys.readouterr()
+        told = []
+        for steps, before in ((9000, None), (7700, 9000), (6600, 7700), (6500, 6600)):
+            display.show(Planned(steps, 100, 50, before=before))
+            told.append(capsys.readouterr().err != "")
+        assert told == [True, False, True, False]
 
     def test_a_plan_of_steps_says_what_follows_it(
         self, run: Run, capsys: pytest.CaptureFixture[str]
@@ -356,6 +365,8 @@ class TestPlain:
         spike, end = Spiked(1200, 1.234, 3.456), Finished("done", complete=True)
         improving = "it was still improving: give more --minutes, or another --lr\n"
         assert f"{worse}{improving}" in said(run, end, capsys)
+        stop = Finished("stopped by Ctrl-C", complete=False)
+        assert f"{worse}it is not finished yet\n" in said(run, stop, capsys)
         run.progress.validations_since_best, run.progress.spike_step = 1, 100
         assert f"{worse}the loss jumped: try a lower --lr\n" in said(run, end, capsys)
         run.config = replace(run.config, clip_norm=None)
@@ -395,7 +406,10 @@ class TestPlain:
         assert like in said(run, Finished("done", complete=True), capsys)
         # The vocabulary of another model lacks those of the training text, too.
         run.train_counts = dict.fromkeys(range(0x4E00, 0x4F00), 99)
-        kept = "they are not in the vocabulary of the model it began with: leave it out\n"
+        rare = "what costs so much: give a smaller --min-count\n"
+        assert rare in said(run, Finished("done", complete=True), capsys)
+        run.config = replace(run.config, init_from="/elsewhere")
+        kept = "what costs so much: leave --init-from out, as that model does not know them\n"
         assert kept in said(run, Finished("done", complete=True), capsys)
 
     @pytest.mark.parametrize("live", [False, True])

@@ -374,7 +374,7 @@ CASES: list[tuple[str, Callable[[], Any], Verdict, str]] = [
     ("8 long, but not often", lambda: gates_of(0.7, 0.8, spells=9), "holds in part",
      "is not tested: no property lasts long at 50 characters in 10 spells."),
     ("8 one not judged", lambda: gates_of(0.4, 0.8, beside=True), "holds in part",
-     "The memory of none of 2 units judged holds its property. The closest is unit 1.4 with"),
+     "The memory of none of 1 unit judged holds its property. The closest is unit 1.3 with"),
     ("8 nothing to be long", lambda: gates_of(0.4, 0.8, spells=1), "holds in part",
      "none of 1 unit judged"),
     ("8 nothing", lambda: gates_of(0.1, 0.1, both=0), "does not hold", "none of 1 unit judged"),
@@ -689,7 +689,8 @@ def test_of_the_memories_that_hold_a_property_the_closest_is_drawn() -> None:
     opposite = replace(other, correlation=-0.9)
     assert memory._shown([one, other, unjudged]) is one, "the sign of the second differs"
     assert memory._shown([one, opposite, unjudged]) is opposite
-    assert memory._shown([other, unjudged]) is unjudged
+    assert memory._shown([other, unjudged]) is other
+    assert memory._shown([unjudged]) is unjudged
     assert memory._shown([]) is None
 
 

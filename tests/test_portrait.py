@@ -245,6 +245,7 @@ def test_labels_are_short_and_all_different(tmp_path: Path) -> None:
     assert labels(paths) == ["a/run", "b/run", "run/last"]
     assert labels([*paths[:2], tmp_path / "b/run"]) == ["a/run", "b/run", "b/run 2"]
     assert labels(paths[1:]) == ["run", "run/last"]
+    assert labels([Path("/"), Path("/run")]) == ["", "run"]
     assert labels([tmp_path / "a/run/.."]) == ["a"]
     (long,) = labels([tmp_path / "run-with-a-very-long-name-of-40-letters"])
     assert long == "run-with…0-letters"

@@ -119,7 +119,7 @@ def test_nor_over_weights_that_no_run_can_go_on_from(tmp_path: Path) -> None:
     (tmp_path / "best.safetensors").write_bytes(b"\0")
     assert said(lambda: RunFolder.create(tmp_path)) == (
         f"{tmp_path}: holds a run already: its best.safetensors has weights for --init-from, but "
-        "no state to go on from: delete it, or choose another folder with --run"
+        "no state to go on from: remove it and metrics.jsonl, or choose another folder with --run"
     )
     assert names(tmp_path) == ["best.safetensors"]
 

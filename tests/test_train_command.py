@@ -579,6 +579,18 @@ class TestTrain:
         for dropout, is_told in ((0, True), (0.1, False)):
             done = cli(*words, dropout, "--run", tmp_path / f"run{dropout}")
             assert (done.code, note in done.err) == (0, is_told)
+        rnn = (
+            "train",
+            prose,
+            "--cell",
+            "rnn",
+            "--dropout-masks",
+            3,
+            *QUICK,
+            "--run",
+            tmp_path / "rnn",
+        )
+        assert note in cli(*rnn).err
 
     def test_says_that_the_embedded_corpus_changes_with_python(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -160,7 +160,7 @@ def inspect(
         pace=measured("pace", lambda: pace(model, stretch), ()),
         gates=measured("gates", lambda: gate_use(model, stretch), ()),
         units=measured("units", lambda: units(model, stretch), ()),
-        # Of the half that chose no unit (``units``).
+        # The half that chose no unit (``units``), but for its first 128 characters.
         activation=(
             activation(model, stretch, unit, max(SHOWN, len(stretch) // 2)) if unit else None
         ),

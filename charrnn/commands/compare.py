@@ -23,7 +23,7 @@ from charrnn.commands.stopping import Stopped, StopSignals, import_numpy
 from charrnn.config import BUDGETS, DeviceName, MatchName
 from charrnn.errors import CorpusError, UsageError
 from charrnn.text.files import PLAN, absolute_names
-from charrnn.wording import command_line, counted, duration
+from charrnn.wording import command_line, counted, duration, resume_words
 
 if TYPE_CHECKING:
     import torch
@@ -155,7 +155,7 @@ def compare(
     The page of --report is made when all runs are done. For a comparison that is finished already,
     --resume makes it without training anything.
     """
-    from charrnn.runs.comparison_folder import name_moved, read_results, resume_words, take_up
+    from charrnn.runs.comparison_folder import name_moved, read_results, take_up
     from charrnn.runs.comparison_plan import Plan
 
     given = options.fields_given(context, Plan, but=("texts", "valid", "device"))

@@ -186,6 +186,8 @@ def compile_library(kind: type[_L], compiler: list[str], machine: str = "native"
                 return f"what {name} made cannot be loaded: {shown(error)}; TMPDIR names its folder"
             if refusals and not wishes:
                 made.flaw = f"{name} does not compile for this processor{refusals[-1]}"
+            elif not wishes:
+                made.flaw = "this processor has SVE2 without SVE, which gcc may not expect"
             return made
     except subprocess.TimeoutExpired:
         return f"{name} took more than {_COMPILE_SECONDS} s"

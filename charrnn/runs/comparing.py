@@ -39,7 +39,6 @@ from charrnn.runs.comparison_folder import (
     name_moved,
     read_result,
     read_results,
-    resume_words,
 )
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.events import Event, Finished
@@ -61,7 +60,7 @@ from charrnn.storage.trained import chosen_in, load_model, trained_by
 from charrnn.text.corpus import Part, scan
 from charrnn.text.files import LOCK, LOG, PLAN, RESULT, embedded_corpus
 from charrnn.text.vocabulary import Vocabulary
-from charrnn.wording import command_line, joined, shown
+from charrnn.wording import command_line, joined, resume_words, shown
 
 
 @dataclass(frozen=True)

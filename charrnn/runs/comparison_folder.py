@@ -18,7 +18,7 @@ from charrnn.errors import RunFolderError, UsageError
 from charrnn.runs.comparison import RunResult
 from charrnn.runs.comparison_plan import Plan
 from charrnn.text.files import PLAN, RESULT, absolute_names
-from charrnn.wording import command_line, reason, resume_command, shown
+from charrnn.wording import command_line, reason, resume_command, resume_words, shown
 
 R = TypeVar("R", bound=Record)
 
@@ -124,11 +124,6 @@ def going_on(run: Path, texts: Sequence[str] = ()) -> str:
     if (comparison := comparison_of(run)) is not None:
         return command_line(resume_words(comparison))
     return resume_command(run, texts=texts)
-
-
-def resume_words(folder: Path) -> list[str | Path]:
-    """Return the words of the command that goes on with a folder's comparison."""
-    return ["charrnn", "compare", "--run", folder, "--resume"]
 
 
 def name_moved(plan: Plan, command: str, named: Collection[str] = ()) -> str:

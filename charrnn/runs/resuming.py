@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from glob import glob
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,7 +17,6 @@ from charrnn import __version__, recipe
 from charrnn.compute.device import choose_device, multiplies_bf16
 from charrnn.compute.machine import processor
 from charrnn.config import BUDGETS, PartName, TrainConfig
-from charrnn.disk import exists
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.runs.assembling import (
     assemble,
@@ -41,8 +41,17 @@ from charrnn.text.decoding import text_encoding
 from charrnn.text.files import absolute_names, embedded_corpus
 from charrnn.text.stream import Lanes
 from charrnn.text.vocabulary import Vocabulary
-from charrnn.wording import flag, joined, options_again, resume_command, shown
+from charrnn.wording import (
+    flag,
+    joined,
+    options_again,
+    resume_command,
+    shown,
+    validating_on,
+)
 
+#: The most texts that a message names.
+MOST_NAMED = 20
 #: Fields that the rules may choose anew with every budget -> the field that says whether they do.
 BY_PLAN = {
     "dropout": "dropout_by_plan",
@@ -98,8 +107,8 @@ def resume(
     has |= {f"{name}_share": _share(saved.text, name) for name in ("valid", "test")}
     _refuse_others(fixed, has, _as_kept(fixed, saved))
     folder.keep = saved.keep if keep is None else keep
-    again = {**changes, "keep": keep, "device": device and device.type}
-    way_on = partial(resume_command, folder.path, *options_again(again))
+    given = options_again({**changes, "keep": keep, "device": device and device.type})
+    way_on = partial(_way_on, folder.path, given, texts, valid_texts)
     record = _moved(saved.text, texts, valid_texts, way_on)
     refuse_too_many_names(record)
     device = device or choose_device(saved.device)
@@ -117,8 +126,9 @@ def resume(
     except ValueError as error:
         raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
     of_text = Vocabulary.from_counts(counts, record.encoding, vocabulary.min_count)
-    # After --init-from it is the other model's.
-    if config.init_from is None and vocabulary != of_text:
+    # After --init-from it is the other model's; the first versions did not record that.
+    is_own = saved.config.init_from is None and "init_from" in checkpoint.meta["training"]
+    if is_own and vocabulary != of_text:
         raise CheckpointError(
             f"{shown(path)}: the field 'vocabulary' is not that of the run's text"
         )
@@ -175,8 +185,10 @@ def _as_kept(fixed: Mapping[str, Any], saved: Settings) -> dict[str, Any]:
     for name in ("valid", "test"):
         share = kept.get(f"{name}_share")
         if share is not None and not (name == "valid" and saved.text.valid_texts):
-            apart = abs(share * saved.text.characters - saved.text.length(name))
-            kept[f"{name}_share"] = _share(saved.text, name) if apart <= 1 else share
+            length = saved.text.length(name)
+            # A part of one character is none.
+            is_same = abs(share * saved.text.characters - length) < (1.01 if length else 2)
+            kept[f"{name}_share"] = _share(saved.text, name) if is_same else share
     if "encoding" in kept:
         kept["encoding"] = text_encoding(kept["encoding"])
     names = ("batch_size", "bptt", "loss_last")
@@ -190,7 +202,7 @@ def _share(text: TextRecord, name: PartName) -> float:
     """Return the share of a run's text that was held out, to three digits."""
     if name == "valid" and text.valid_texts:
         return 0.0
-    return float(f"{text.length(name) / text.characters:.3g}")
+    return float(f"{text.length(name) / max(1, text.characters):.3g}")
 
 
 def _refuse_others(
@@ -233,7 +245,7 @@ def _refuse_others(
 
 
 def _short(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else shown(value)
 
 
 def _moved(
@@ -248,14 +260,14 @@ def _moved(
         record: of the run's text.
         texts: new names, if it has moved.
         valid_texts: the same for the text to validate on.
-        way_on: ``resume_command``, with what else the user gives.
+        way_on: ``_way_on``, with all that the user gives.
     """
     if texts:
         record = replace(record, texts=absolute_names(texts))
     elif record.was_typed:
         raise UsageError(
             "this run read standard input, which cannot be read again: give the same text as a "
-            f"file: {way_on(texts=('TEXT',))}"
+            f"file: {way_on(names=('TEXT',))}"
         )
     if valid_texts:
         if not record.valid_texts:
@@ -281,7 +293,7 @@ def _read_again(
     try:
         corpus = scan(readable(record.texts, spooled) or embedded_corpus(), record.encoding)
     except CorpusError as error:
-        named = way_on(texts=_to_name(record.texts))
+        named = way_on(names=_to_name(record.texts))
         raise CorpusError(f"{error}; if the run's text has moved, name it: {named}") from error
     refuse_another_text(corpus, record.fingerprint, record.texts, known=record.files)
     valid_corpus = corpus
@@ -289,8 +301,8 @@ def _read_again(
         try:
             valid_corpus = scan(record.valid_texts, record.encoding)
         except CorpusError as error:
-            words = chain(*(("--valid", name) for name in _to_name(record.valid_texts)))
-            moved = f"if the text to validate on has moved, name it: {way_on(*words)}"
+            named = way_on(valid_names=_to_name(record.valid_texts))
+            moved = f"if the text to validate on has moved, name it: {named}"
             raise CorpusError(f"{error}; {moved}") from error
         refuse_another_text(
             valid_corpus, record.valid_fingerprint, record.valid_texts, "the validation text"
@@ -299,10 +311,37 @@ def _read_again(
     return corpus.part(*record.train), valid
 
 
+def _way_on(
+    folder: Path,
+    options: Sequence[str],
+    texts: Sequence[str],
+    valid_texts: Sequence[str],
+    *,
+    names: Sequence[str] = (),
+    valid_names: Sequence[str] = (),
+) -> str:
+    """Return the command that resumes a run, with what the user gives now.
+
+    Args:
+        folder: the run's.
+        options: given.
+        texts: given.
+        valid_texts: given.
+        names: in their place, if any.
+        valid_names: in place of ``valid_texts``, if any.
+    """
+    validating = validating_on(valid_names or valid_texts)
+    return resume_command(folder, *options, *validating, texts=names or texts)
+
+
 def _to_name(names: Sequence[str]) -> tuple[str, ...]:
     """Return the names that a command must give again, with TEXT for those that are gone."""
-    present = tuple(name if exists(Path(name)) else "TEXT" for name in names)
-    return present if "TEXT" in present else ("TEXT",)
+
+    def is_there(name: str) -> bool:
+        return os.path.exists(name) or bool(glob(name))  # noqa: PTH110, PTH207 - never raise
+
+    present = tuple(name if is_there(name) else "TEXT" for name in names)
+    return present if "TEXT" in present and len(names) <= MOST_NAMED else ("TEXT",)
 
 
 def _best(

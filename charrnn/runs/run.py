@@ -9,7 +9,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +28,7 @@ from charrnn.storage.trained import prefixed
 from charrnn.text.corpus import Part
 from charrnn.text.stream import Lanes, Windows
 from charrnn.text.vocabulary import Vocabulary
-from charrnn.wording import command_line, options_again, resume_command, shown
+from charrnn.wording import command_line, options_again, resume_command, shown, validating_on
 
 
 @dataclass
@@ -288,7 +287,7 @@ class Run(_Standing):
         """
         if self.owner is not None:
             return self.owner
-        texts: tuple[str, ...] = ("TEXT",) if self.text.was_typed else ()
+        texts = self.text.to_name
         if self.saved is not None:
             was, now = self.saved.settings, self.settings()
             fields = [*BUDGETS, "lr", "patience"]
@@ -298,8 +297,9 @@ class Run(_Standing):
             given |= {"device": now.device} if now.device != was.device else {}
             options += options_again(given, but=options)
             if now.text.valid_texts != was.text.valid_texts:
-                options += tuple(chain(*(("--valid", name) for name in now.text.valid_texts)))
-            texts = now.text.texts if now.text.texts != was.text.texts else texts
+                options += validating_on(now.text.valid_texts)
+            if now.text.texts != was.text.texts:
+                texts = texts or now.text.texts
         return resume_command(self.folder.path, *options, texts=texts)
 
     def is_kept(self, error: Exception) -> bool:

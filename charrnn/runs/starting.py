@@ -107,7 +107,9 @@ def start(
         config = replace(config, init_from=str(origin.path.absolute()))
     smaller = "--hidden, --embedding, --layers, " if origin is None else ""  # else it is settled
     masks = choices.training.get("dropout_masks")
-    if masks and not shape.dropout and not config.dropout_by_plan:
+    # A plan may still choose some: of minutes, and never for a plain RNN.
+    is_settled = not config.dropout_by_plan or shape.cell == "rnn" or config.minutes is None
+    if masks and not shape.dropout and is_settled:
         notes.append("--dropout-masks has no effect: there is no dropout")
     more = ", --bptt or --dropout-masks" if masks else " or --bptt"
     instead = f"give a smaller {smaller}--batch-size{more}"

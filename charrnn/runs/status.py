@@ -147,7 +147,6 @@ def _names(folder: Path) -> list[str]:
 
 def _command(folder: Path, text: TextRecord) -> str:
     """Return the command that goes on with the run in a folder, or with its comparison."""
-    texts = ("TEXT",) if text.was_typed else ()
     with suppress(RunFolderError):  # an unusable plan is reported by the command itself
-        return going_on(folder, texts)
-    return resume_command(folder, texts=texts)
+        return going_on(folder, text.to_name)
+    return resume_command(folder, texts=text.to_name)

@@ -8,6 +8,7 @@ complete state saved.
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +16,13 @@ from typing import Any
 import torch
 
 from charrnn.config import LOG_EVERY, SampleConfig
-from charrnn.errors import CharrnnError, CorpusError, NonFiniteError, RunFolderError
+from charrnn.errors import (
+    CharrnnError,
+    CorpusError,
+    NonFiniteError,
+    RunFolderError,
+    TakenFolderError,
+)
 from charrnn.inference.evaluation import Interrupted, score
 from charrnn.inference.sampling import sample, unwarned
 from charrnn.network.update import UpdateResult
@@ -35,6 +42,7 @@ from charrnn.runs.events import (
 from charrnn.runs.planning import Planner
 from charrnn.runs.run import Run
 from charrnn.storage.checkpoint import BEST
+from charrnn.text.files import LOG
 from charrnn.text.stream import Batch
 from charrnn.wording import shown
 
@@ -79,12 +87,14 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
         is_foreseen = isinstance(error, CharrnnError)
         if is_foreseen and not isinstance(error, RunFolderError):
             raise  # its message already says how to go on
-        if run.saved is None and is_foreseen and (run.folder.path / BEST).exists():
+        is_taken = isinstance(error, TakenFolderError)
+        best = run.folder.path / BEST
+        if run.saved is None and is_foreseen and not is_taken and os.path.exists(best):  # noqa: PTH110
             # The folder would refuse the same command, and has no state to resume from.
-            raise RunFolderError(
-                f"{error}; nothing to go on from is saved: delete {shown(run.folder.path)} before "
-                "you start again"
-            ) from error
+            again = f"remove {shown(best)} and {LOG} before you start again"
+            if run.owner is not None:
+                again = f"go on with: {run.owner}"
+            raise RunFolderError(f"{error}; nothing to go on from is saved: {again}") from error
         if run.saved is None or not run.is_kept(error):
             raise
         saved = (

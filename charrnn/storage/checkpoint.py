@@ -37,7 +37,7 @@ from charrnn.disk import exists, replacing
 from charrnn.errors import CheckpointError, UsageError
 from charrnn.text.files import LOCK, LOG, PLAN, RESULT
 from charrnn.text.not_text import COMPRESSED, ZIP
-from charrnn.wording import command_line, reason, shown
+from charrnn.wording import command_line, reason, resume_words, shown
 
 #: In a run's folder: the best by validation loss, and the newest, with the complete state.
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -306,8 +306,7 @@ def find(path: Path) -> Path:
     runs = sorted({file.parent.name for name in (BEST, LAST) for file in path.glob(f"*/{name}")})
     hints = [f"name the folder of a run in it, such as {shown(path / runs[0])}"] if runs else []
     if exists(path / PLAN):
-        go_on = command_line(["charrnn", "compare", "--run", path, "--resume"])
-        hints.append(f"go on with it with: {go_on}")
+        hints.append(f"go on with it with: {command_line(resume_words(path))}")
         raise NoCheckpointError(path, "a comparison", f": {', or '.join(hints)}")
     hints = hints or ["is it a run's?"]
     raise NoCheckpointError(path, "a folder without a checkpoint", f": {hints[0]}")
@@ -404,7 +403,7 @@ def _reading(path: Path) -> Iterator[tuple[io.FileIO, int]]:
     except _Flaw as flaw:
         # Its frames hold what was parsed of the file, and from Python 3.13 on each other, too.
         flaw.__traceback__ = None
-        if path.name in BESIDE:
+        if path.name in BESIDE and any(exists(path.parent / name) for name in (BEST, LAST, PLAN)):
             advice = f": name its folder, {shown(path.parent)}"
             raise NoCheckpointError(path, "a file beside checkpoints, but none", advice) from None
         if isinstance(flaw, _Foreign):

@@ -64,6 +64,11 @@ class TextRecord(Record):
         """Whether it was standard input, which cannot be read again."""
         return "-" in self.texts
 
+    @property
+    def to_name(self) -> tuple[str, ...]:
+        """The texts that a command to go on has to name: TEXT, if it was standard input."""
+        return ("TEXT",) if self.was_typed else ()
+
     @classmethod
     def of(cls, text: TextChoices, train: Part, valid: Part | None, test: Part | None) -> Self:
         """Return the record of a text as ``divide`` has divided it.

@@ -363,14 +363,16 @@ class RunFolder:
     def _refuse_another_run(self, abandoned: bool) -> None:
         """Raise RunFolderError if the folder holds a run; an abandoned one's log does not count."""
         if checkpoints := checkpoints_in(self.path):
-            try:
-                where = f" at step {read_description(checkpoints[0]).meta['step']}"
-            except (CheckpointError, KeyError):
-                where = ""
-            go_on = f"go on with it with: {resume_command(self.path)};"
+            where = ""
+            texts: tuple[str, ...] = ()
+            with suppress(CheckpointError, KeyError, TypeError):
+                meta = read_description(checkpoints[0]).meta
+                where = f" at step {meta['step']}"
+                texts = ("TEXT",) if "-" in meta["text"]["texts"] else ()
+            go_on = f"go on with it with: {resume_command(self.path, texts=texts)};"
             if all(path.name == BEST for path in checkpoints):
                 weights = f"its {BEST} has weights for --init-from, but no state to go on from"
-                go_on = f"{weights}: delete it,"
+                go_on = f"{weights}: remove it and {LOG},"
             raise RunFolderError(
                 f"{shown(self.path)}: holds a run already{where}: {go_on} or choose another folder "
                 "with --run"

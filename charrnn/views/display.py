@@ -72,6 +72,8 @@ class Display:
     """The base of the displays, which show one run after another; this one shows nothing."""
 
     _known: frozenset[str] = frozenset()
+    _planned: int | None = None
+    """Updates of the plan that was told last."""
 
     def start(self, run: Run, title: str = "") -> None:
         """Describe a run, without what was already said about the one before.
@@ -91,8 +93,19 @@ class Display:
     def close(self) -> None:
         """Restore the terminal."""
 
+    def _is_news(self, event: Event) -> bool:
+        """Whether to tell an event: a new plan only if it differs much from the one told last."""
+        if not isinstance(event, Planned):
+            return True
+        last = self._planned or event.before
+        if event.before and last and abs(event.total_steps / last - 1) < NEWS:
+            return False
+        self._planned = event.total_steps
+        return True
+
     def _new(self, run: Run) -> list[str]:
         """Return the lines that describe a run, without those shared with the one before."""
+        self._planned = None
         lines = [*_portrayed(run)]
         # Only the run before counts: a line that was replaced and comes back is news again.
         before, self._known = self._known, frozenset(lines)
@@ -147,7 +160,7 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
     if (best := best_line(summary, marks)) is not None:
         assert progress.best_nats is not None
         yield best
-        why = f": {_why_worse(run)}" if run.owner is None else ""
+        why = f": {_why_worse(run, event)}" if run.owner is None else ""
         if progress.best_step == 0 and event.complete:
             why = f"try {_tamer(run)}"
             if run.validates_on_learnt:
@@ -165,17 +178,20 @@ def _ending(event: Finished, run: Run) -> Iterable[str]:
         yield f"go on with: {run.command()}"
 
 
-def _why_worse(run: Run) -> str:
+def _why_worse(run: Run, event: Finished) -> str:
     """Return why a run may be worse than a baseline, or what may help."""
     if run.unknown_share > MANY_UNKNOWN:
-        learnt = run.vocabulary.unknown_share(run.train_counts)
         instead = "hold out text like the training text"
-        if learnt > MANY_UNKNOWN:
-            instead = "they are not in the vocabulary of the model it began with: leave it out"
+        if run.vocabulary.unknown_share(run.train_counts) > MANY_UNKNOWN:
+            instead = "give a smaller --min-count"
+            if run.config.init_from is not None:
+                instead = "leave --init-from out, as that model does not know them"
         return (
             f"{100 * run.unknown_share:.0f} % of the characters held out are unknown, which is "
             f"what costs so much: {instead}"
         )
+    if not event.complete:
+        return "it is not finished yet"
     if run.progress.validations_since_best == 0:  # it was still getting better
         (budget,) = (flag(name) for name in BUDGETS if getattr(run.config, name))
         return f"it was still improving: give more {budget}, or another --lr"
@@ -309,7 +325,7 @@ class _PlainLines(Display):
                 self._print(self._progress(event))
         elif isinstance(event, Validated):
             self._print(_validation(event))
-        else:
+        elif self._is_news(event):
             for line in _plain(event, self.run):
                 self._print(line)
 
@@ -334,9 +350,8 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
             held = ", ".join(regularisers(run.summary, by_plan=True))
         if minutes is not None:
             to_go = f"; {duration(max(0.0, minutes * 60 - run.progress.seconds))} to go"
-        is_news = event.before is None or abs(event.total_steps / event.before - 1) >= NEWS
         # With another budget, a resumed run's plan differs from the one in its introduction.
-        if (to_go or held) and is_news:
+        if to_go or held:
             planned = "planned" if event.before is None else "the speed has changed: planned again,"
             yield (
                 f"{planned} {counted(event.total_steps, 'step')}, "
@@ -397,8 +412,9 @@ class _LiveTerminal(Display):
             self.close()
             if self.sample:
                 self.console.print(Constrain(self._sample(SAMPLE_ROWS), self._width))
-        for line in _plain(event, self.run):
-            say_on(self.console, line)
+        if self._is_news(event):
+            for line in _plain(event, self.run):
+                say_on(self.console, line)
 
     @contextmanager
     def away(self) -> Iterator[None]:

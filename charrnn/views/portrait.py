@@ -138,8 +138,9 @@ def labels(checkpoints: Sequence[Path]) -> list[str]:
     """
     names: list[tuple[str, str]] = []
     for path in map(Path, map(os.path.abspath, checkpoints)):
-        called = f"{path.parent.name}/{path.stem}" if path.is_file() else path.name
-        names.append((called, f"{path.parents[called.count('/')].name}/{called}"))
+        words = [*path.parent.parts[1:], path.stem] if path.is_file() else [*path.parts[1:]]
+        least = 2 if path.is_file() else 1
+        names.append(("/".join(words[-least:]), "/".join(words[-least - 1 :])))
     found: list[str] = []
     for called, longer in names:
         is_ambiguous = len({other for short, other in names if short == called}) > 1

@@ -212,7 +212,7 @@ def status_lines(status: RunStatus) -> list[str]:
     elif status.go_on is not None:
         lines.append(f"go on with: {status.go_on}")
     elif status.is_finished is False:
-        command = resume_command(Path("DIR"), texts=("TEXT",) if run.text.was_typed else ())
+        command = resume_command(Path("DIR"), texts=run.text.to_name)
         lines.append(f"to go on, save it as {LAST} in a folder of its own, DIR: {command}")
     else:
         lines.append(sample_line(status.path))

@@ -146,19 +146,21 @@ class PerCharacter:
                     self._stream.write("".join(rows).encode())
             except RunFolderError as error:  # the scores need not be lost with the file
                 self._refused = error
+                with suppress(OSError):  # at once: what was written may fill the disk
+                    self._open.__exit__(RunFolderError, error, None)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         """Give the file its name, or drop it if the block failed."""
-        if kind is not None or self._refused is not None:
-            with suppress(OSError):  # the first failure is what counts
-                self._open.__exit__(
-                    kind or RunFolderError, *(error if kind else (self._refused, None))
-                )
-            if kind is None and self._refused is not None:
+        if self._refused is not None:
+            if kind is None:
                 raise self._refused
+            return
+        if kind is not None:
+            with suppress(OSError):  # the block's own failure is what counts
+                self._open.__exit__(kind, *error)
             return
         with self._naming_the_file():
             self._open.close()

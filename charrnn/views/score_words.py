@@ -13,11 +13,18 @@ from charrnn.inference.baselines import Baseline
 from charrnn.inference.evaluation import PositionScores, Scores
 from charrnn.nats import in_bits, perplexity
 from charrnn.runs.comparison import Comparison, Difference
-from charrnn.runs.comparison_folder import resume_words
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.matching import TOLERANCE
 from charrnn.text.vocabulary import MANY_UNKNOWN
-from charrnn.wording import command_line, counted, flag, joined, shown, significant
+from charrnn.wording import (
+    command_line,
+    counted,
+    flag,
+    joined,
+    resume_words,
+    shown,
+    significant,
+)
 
 COLUMNS = (
     "checkpoint", "cell", "parameters", "characters", "unknown",

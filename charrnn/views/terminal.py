@@ -38,7 +38,10 @@ class Output(Console):
         # Rich assumes 80 columns for a terminal whose TERM is dumb, and takes COLUMNS=0, which
         # some programs set where they know no width, for one that has room for nothing.
         if (self.is_dumb_terminal or self.width < 1) and "width" not in options:
-            self.size = shutil.get_terminal_size()
+            known = os.environ.keys() - environ.keys()
+            self.size = (
+                os.get_terminal_size(self.file.fileno()) if known else shutil.get_terminal_size()
+            )
 
     @classmethod
     def wide(cls) -> Self:

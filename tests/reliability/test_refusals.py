@@ -325,9 +325,14 @@ def test_of_several_texts_those_that_are_there_are_named_again(tmp_path: Path) -
     assert run_cli(*words[1:]).code == 0
 
 
-def test_what_the_plan_sets_is_not_called_none(run: Path) -> None:
-    said = refusal(run, "--validate-every", 5)
-    assert "so its plan sets it: leave it out" in said or "the run was started with " in said
+def test_what_the_plan_sets_is_not_called_none(tmp_path: Path, tale: Path) -> None:
+    run = tmp_path / "run"
+    with RunFolder.create(run) as folder:
+        drive(begin(folder, tale, validate_every=None), lambda run: run.progress.step == 1)
+    assert refusal(run, "--validate-every", 5) == (
+        "charrnn: --validate-every: the run was started without it, so its plan sets it: leave it "
+        "out\n"
+    )
 
 
 @pytest.mark.parametrize(
