@@ -219,8 +219,9 @@ def test_signals_from_the_start_of_a_process_to_its_end(
         time.sleep(duration * (turn + 0.5) / count)
         popen.send_signal(number)
         code = popen.wait(PATIENCE)
-        # Before Python runs charrnn, the signal's own default ends the process, or Python fails.
-        early = (-number, 1) if turn < count / 4 else ()
+        # Before Python runs charrnn, which takes a busy machine a while, the signal's own default
+        # ends the process, or Python fails.
+        early = () if run.exists() else (-number, 1)
         assert code in (0, CODES[number], *early), code
         ends[code] += 1
         if not run.exists():
