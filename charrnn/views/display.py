@@ -62,7 +62,7 @@ from charrnn.wording import counted, cut_word, duration, flag, shown
 SAMPLE_ROWS = 7
 #: Layouts of the live figures, as the widths of their columns; the first that fits is used.
 GRIDS = ((12, 14, 15, 14), (17, 14), (0,))
-#: A new plan is told if it differs from the one before by at least this share.
+#: A new plan is told if it differs from the one told last by at least this share.
 NEWS = 0.2
 #: Seconds between the plain lines of a log.
 PLAIN_EVERY = 10.0
