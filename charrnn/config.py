@@ -236,6 +236,11 @@ class TrainConfig(Record):
             given = " and ".join(f"--{name}" for name in budgets) or "none"
             raise UsageError(f"give one budget, --minutes, --epochs or --steps, not {given}")
 
+    @property
+    def budget(self) -> str:
+        """The field that is the budget: minutes, epochs or steps."""
+        return next(name for name in BUDGETS if getattr(self, name))
+
 
 #: Most samples made side by side; each has a state and a random stream in memory.
 MOST_SAMPLES = 10_000

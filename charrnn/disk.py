@@ -21,6 +21,8 @@ from charrnn.wording import reason, shown
 
 #: Errors of a full disk, an exhausted quota or a file-size limit.
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+#: errno values of a disk that failed, or is full.
+_FAILED = (errno.EIO, *FULL)
 
 #: A file's name until it is complete, as ``_temporary`` makes it.
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.tmp")
@@ -174,7 +176,7 @@ def sync(fd: int) -> None:
         try:
             fcntl.fcntl(fd, full)
         except OSError as error:  # not all file systems know it
-            if error.errno in (errno.EIO, *FULL):
+            if error.errno in _FAILED:
                 raise
 
 
@@ -194,5 +196,5 @@ def sync_folder(folder: Path) -> None:
         finally:
             os.close(fd)
     except OSError as error:
-        if error.errno in (errno.EIO, *FULL):
+        if error.errno in _FAILED:
             raise

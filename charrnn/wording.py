@@ -111,8 +111,8 @@ def options_again(fields: Mapping[str, object], but: Sequence[str] = ()) -> tupl
         if value is not None and flag(name) not in but:
             short = f"{value:g}" if isinstance(value, float) else str(value)
             # All digits of a number that has many.
-            exact = isinstance(value, float) and float(short) != value
-            words += [flag(name), repr(value) if exact else short]
+            is_rounded = isinstance(value, float) and float(short) != value
+            words += [flag(name), repr(value) if is_rounded else short]
     return tuple(words)
 
 

@@ -319,7 +319,10 @@ def memories(units: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _shown(held: Sequence[Held]) -> Held | None:
-    """Return the memory that is drawn: of those that follow longest, or of all, the closest."""
+    """Return the memory to draw: the closest for long of those that hold their property.
+
+    If none does, of those judged; if none is, of all.
+    """
     following = [one for one in held if one.follows]
     judged_ones = [one for one in held if one.follows is not None]
     return max(following or judged_ones or held, key=lambda one: abs(one.late), default=None)

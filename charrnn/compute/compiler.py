@@ -184,10 +184,10 @@ def compile_library(kind: type[_L], compiler: list[str], machine: str = "native"
                 made = kind(ctypes.CDLL(str(library)))
             except (OSError, AttributeError) as error:  # e.g. the folder is mounted noexec
                 return f"what {name} made cannot be loaded: {shown(error)}; TMPDIR names its folder"
-            if refusals and not wishes:
-                made.flaw = f"{name} does not compile for this processor{refusals[-1]}"
-            elif not wishes:
+            if not wishes:
                 made.flaw = "this processor has SVE2 without SVE, which gcc may not expect"
+                if refusals:
+                    made.flaw = f"{name} does not compile for this processor{refusals[-1]}"
             return made
     except subprocess.TimeoutExpired:
         return f"{name} took more than {_COMPILE_SECONDS} s"
@@ -227,16 +227,10 @@ def _complaint(command: list[str], folder: Path) -> str | None:
             child.wait()  # after a Ctrl-C Popen itself would not
             raise
     lines = said.read_text("utf-8", errors="replace").splitlines()
-    # The linker gives its reason before collect2 says that it failed.
-    telling = ("error:", "cannot", "Error:", "ld: ")
-    return next(
-        (
-            line
-            for line in lines
-            if any(word in line for word in telling) and not line.startswith("collect2:")
-        ),
-        "",
-    )
+    # collect2 says only that the linker failed, which has said why.
+    lines = [line for line in lines if not line.startswith("collect2:")]
+    telling = ("error:", "Error:", "cannot", "ld: ")
+    return next((line for line in lines if any(word in line for word in telling)), "")
 
 
 def _hides_sve(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -107,8 +107,8 @@ void step(long threads, long apart, long cell, long weights, long lanes, long hi
 }
 
 /* Draw each lane's next symbol: the first at which the probabilities so far add up to more than
- * the lane's point. The probabilities are e^(logit / temperature), within four millionths of each, or
- * 0 below e^-87 times the largest.
+ * the lane's point. The probabilities are e^(logit / temperature), within four millionths of each,
+ * or 0 below e^-87 times the largest.
  *
  *   logits   [B, V]; that of a symbol that must not be drawn is -inf
  *   points   [B], from 0 to 1 exclusively: shares of the sum of all probabilities

@@ -58,17 +58,15 @@ def unigram_nats(
     """Return the nats per character of predicting by the training part's character frequencies.
 
     Frequencies are smoothed by adding one to every symbol's count (Laplace). Characters are
-    counted as a network reads them in every second pass (``Vocabulary.held_back``).
+    counted as a network reads them in its first pass (``Vocabulary.read_as``).
 
     Args:
         train: code point -> occurrences in the training part.
         scored: code point -> occurrences in the scored text.
         vocabulary: determines which characters are unknown.
     """
-    counts_V = _symbol_counts(train, vocabulary) + 1.0
-    held_back = vocabulary.held_back(train)[::2]
-    counts_V[held_back] -= 1  # each occurs once
-    counts_V[UNKNOWN] += len(held_back)
+    read_as_V = vocabulary.read_as(vocabulary.held_back(train), 0)
+    counts_V = np.bincount(read_as_V, _symbol_counts(train, vocabulary), vocabulary.size) + 1.0
     price_V = -np.log(counts_V / counts_V.sum())
     price_V[UNKNOWN] += vocabulary.unknown_nats  # 0 for bytes
     occurrences_V = _symbol_counts(scored, vocabulary)
@@ -347,7 +345,7 @@ def ngram(
 
     The order, at most ``MOST_ORDER``, is the one with which the rest of the training part
     predicts its last tenth best; the scored text has no influence on it. Characters are counted
-    as a network reads them in every second pass (``Vocabulary.held_back``).
+    as a network reads them in its first pass (``Vocabulary.read_as``).
 
     Args:
         scored: the text; its first character is not predicted.
@@ -359,8 +357,7 @@ def ngram(
         CorpusError: a text changed since it was scanned.
     """
     counted = min(train.characters, MOST_COUNTED)
-    read_as_V = np.arange(vocabulary.size, dtype=vocabulary.dtype)
-    read_as_V[vocabulary.held_back(train.counts())[::2]] = UNKNOWN
+    read_as_V = vocabulary.read_as(vocabulary.held_back(train.counts()), 0)
     ids = read_as_V[Reader(train, vocabulary, train.characters - counted).read(counted)]
     order = choose_order(ids, vocabulary.size)
     model = KneserNey(ids, vocabulary.size, order)

@@ -397,10 +397,7 @@ def _changed(
 
 def _budget(config: TrainConfig) -> str:
     """Return the option that sets a run's budget."""
-    (budget,) = (
-        f"--{name} {_short(value)}" for name in BUDGETS if (value := getattr(config, name))
-    )
-    return budget
+    return f"{flag(config.budget)} {_short(getattr(config, config.budget))}"
 
 
 def _is_another_budget(new: TrainConfig, old: TrainConfig) -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from charrnn.text.corpus import Part
-from charrnn.text.vocabulary import UNKNOWN, Ids, Vocabulary
+from charrnn.text.vocabulary import Ids, Vocabulary
 
 #: Bytes that a Reader reads from its file at a time, and about the size of the ids it holds.
 #: Times the lanes, this is the memory of a stream: 2 MB for 64 lanes with one-byte ids.
@@ -119,8 +119,8 @@ class Lanes:
     before. Its first T - N predictions only build up the hidden state; the loss counts the
     last N. So the state to carry over is the one after N time steps.
 
-    Characters in ``held_back`` are read as the unknown symbol in every second pass:
-    the first, third ... of them in pass 0, the others in pass 1, and so on.
+    Characters in ``held_back`` are read as the unknown symbol in every second pass
+    (``Vocabulary.read_as``).
 
     Attributes:
         batch_size: B.
@@ -185,8 +185,7 @@ class Lanes:
         # One column more than a window: a character is a target first, then an input.
         ids_BT = np.empty((self.batch_size, self.bptt + 1), self._vocabulary.dtype)
         kept = context + 1
-        read_as_V = np.arange(self._vocabulary.size, dtype=np.int64)
-        read_as_V[self._held_back[pass_index % 2 :: 2]] = UNKNOWN
+        read_as_V = self._vocabulary.read_as(self._held_back, pass_index)
         for row, reader in zip(ids_BT, readers, strict=True):
             row[-kept:] = reader.read(kept)
         for batch_index in range(first_batch, self.steps_per_epoch):

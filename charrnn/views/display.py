@@ -25,7 +25,6 @@ from rich.table import Table
 from rich.text import Text
 
 from charrnn.compute.device import in_words
-from charrnn.config import BUDGETS
 from charrnn.errors import CorpusError
 from charrnn.inference.baselines import MOST_COMPRESSED
 from charrnn.nats import in_bits
@@ -193,8 +192,7 @@ def _why_worse(run: Run, event: Finished) -> str:
     if not event.complete:
         return "it is not finished yet"
     if run.progress.validations_since_best == 0:  # it was still getting better
-        (budget,) = (flag(name) for name in BUDGETS if getattr(run.config, name))
-        return f"it was still improving: give more {budget}, or another --lr"
+        return f"it was still improving: give more {flag(run.config.budget)}, or another --lr"
     if run.progress.spike_step is not None:
         return f"the loss jumped: try {_tamer(run)}"
     return "the text is too short, or nothing in it repeats"

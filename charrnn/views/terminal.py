@@ -30,7 +30,8 @@ class Output(Console):
 
     def __init__(self, **options: Any) -> None:
         environ = dict(os.environ)
-        if _has_size(sys.stderr if options.get("stderr") else sys.stdout):
+        size = _size_of(sys.stderr if options.get("stderr") else sys.stdout)
+        if size is not None:
             # An exported COLUMNS may be that of another window: the panel could not be erased.
             environ.pop("COLUMNS", None)
             environ.pop("LINES", None)
@@ -38,10 +39,7 @@ class Output(Console):
         # Rich assumes 80 columns for a terminal whose TERM is dumb, and takes COLUMNS=0, which
         # some programs set where they know no width, for one that has room for nothing.
         if (self.is_dumb_terminal or self.width < 1) and "width" not in options:
-            known = os.environ.keys() - environ.keys()
-            self.size = (
-                os.get_terminal_size(self.file.fileno()) if known else shutil.get_terminal_size()
-            )
+            self.size = size or shutil.get_terminal_size()
 
     @classmethod
     def wide(cls) -> Self:
@@ -75,12 +73,13 @@ class Output(Console):
         raise  # Rich calls this in its except block
 
 
-def _has_size(stream: TextIO) -> bool:
-    """Whether a stream is a terminal that knows its width."""
+def _size_of(stream: TextIO) -> os.terminal_size | None:
+    """Return a terminal's own size; None where a stream is none, or does not know its width."""
     try:
-        return os.get_terminal_size(stream.fileno()).columns > 0
+        size = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError):  # no terminal, or closed
-        return False
+        return None
+    return size if size.columns else None
 
 
 def _is_kept() -> bool:
