@@ -170,7 +170,7 @@ def test_float64_is_asked_of_the_host(name: str) -> None:
     right = {
         "compute.kernels": 2,
         "compute.passes": 1,
-        "inference.evaluation": 2,
+        "inference.evaluation": 1,
         "storage.checkpoint": 1,
     }
     assert len(asked) == right.get(name, 0), asked

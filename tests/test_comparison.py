@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from charrnn import recipe
+from charrnn.chance import student
 from charrnn.commands.stopping import Stopped
 from charrnn.compute.machine import machine, processor
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, PrecisionName
@@ -29,7 +30,7 @@ from charrnn.network.cells import CELLS
 from charrnn.network.model import CharModel
 from charrnn.network.update import window_loss
 from charrnn.runs.comparing import RunStarted, _unequal_minutes, compare
-from charrnn.runs.comparison import CellResult, Comparison, RunFailure, RunResult, _student
+from charrnn.runs.comparison import CellResult, Comparison, RunFailure, RunResult
 from charrnn.runs.comparison_folder import open_plan, read_result, read_results, refuse_comparison
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.events import Finished
@@ -223,7 +224,7 @@ class TestDifferences:
         # Squared errors of LSTM and GRU: 0.0025 and 0.0009. Their degrees of freedom by Welch:
         # 0.0034^2 / (0.0025^2 + 0.0009^2) = 1.637; tables have Student's t for whole ones only.
         assert found.differences[0].margin == pytest.approx(
-            _student(1.6374) * math.sqrt(0.0034), rel=1e-4
+            student(1.6374) * math.sqrt(0.0034), rel=1e-4
         )
         rows = found.to_list()
         assert {row["part"] for row in rows} == {"test"}
@@ -328,7 +329,7 @@ class TestDifferences:
         assert [row["failed_seeds"] for row in found.to_list()] == [[2], []]
         # Squared errors 0.0025 and 0.00333, with 1 and 2 degrees of freedom: 2.881 in all.
         (pair,) = found.differences
-        assert pair.margin == pytest.approx(_student(2.8824) * math.sqrt(0.0058333), rel=1e-3)
+        assert pair.margin == pytest.approx(student(2.8824) * math.sqrt(0.0058333), rel=1e-3)
 
     @pytest.mark.parametrize("freedom", [1, 1.5, 2, 2.9, 3, 4.4, 10, 35.5, 1e4])
     def test_five_percent_of_student_s_t_are_outside(self, freedom: float) -> None:
@@ -337,7 +338,7 @@ class TestDifferences:
         edges = np.linspace(0, math.pi / 2, 2_000_001)
         middle = np.tan((edges[1:] + edges[:-1]) / 2)
         density = (1 + middle**2 / freedom) ** (-(freedom + 1) / 2) * (1 + middle**2)
-        inside = density[middle < _student(freedom)].sum() / density.sum()
+        inside = density[middle < student(freedom)].sum() / density.sum()
         assert inside == pytest.approx(0.95, abs=2e-5)
 
     @pytest.mark.parametrize(
@@ -345,7 +346,7 @@ class TestDifferences:
         [*zip(range(1, 6), (12.706, 4.303, 3.182, 2.776, 2.571), strict=True), (20, 2.086)],
     )
     def test_student_s_t_is_that_of_tables(self, freedom: int, t: float) -> None:
-        assert _student(freedom) == pytest.approx(t, abs=0.0012)
+        assert student(freedom) == pytest.approx(t, abs=0.0012)
 
     def test_the_best_run_is_chosen_without_the_test_part(self) -> None:
         runs = (

@@ -125,6 +125,29 @@ class TestScore:
                 assert scores.characters == length - 1
                 assert scores.unknown == sum(c not in KNOWN for c in text[1:])
 
+    @pytest.mark.parametrize("lanes", [1, 2, 5])
+    def test_the_price_of_each_block_is_that_of_its_characters(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lanes: int
+    ) -> None:
+        monkeypatch.setattr(evaluation, "MOST_BLOCKS", 3)
+        monkeypatch.setattr(evaluation, "SHORTEST_BLOCK", 30)
+        text = make_text(102)
+        part, model = make_framed_part(tmp_path, text), make_model()
+        with torch.no_grad():
+            model.head.weight.zero_()  # p does not depend on the past, nor on the lanes
+            model.head.bias.copy_(torch.arange(len(KNOWN) + 1).double().sqrt())
+        nats = naive_nats(model, text, vocabulary())
+        assert len(nats) == 101
+        blocks = [sum(nats[start:stop]) for start, stop in ((0, 34), (34, 68), (68, 101))]
+        scores = score(model, part, vocabulary(), lanes=lanes, window=7)
+        assert scores.nats_N == pytest.approx(blocks, rel=1e-12)
+        assert scores.unknown > 0
+        one_by_one = total(prices(model.eval(), part, vocabulary(), window=7), part)
+        assert one_by_one.nats_N == pytest.approx(blocks, rel=1e-12)
+        monkeypatch.setattr(evaluation, "SHORTEST_BLOCK", 60)
+        alone = score(model, part, vocabulary(), lanes=lanes)
+        assert alone.nats_N == pytest.approx([sum(nats)], rel=1e-12)
+
     @pytest.mark.parametrize("window", [1, 16, 1000])
     def test_two_short_lanes_are_exact(self, tmp_path: Path, window: int) -> None:
         # The second lane's warm-up reaches back to the text's first character.

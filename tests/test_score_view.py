@@ -19,7 +19,7 @@ from rich.text import Text
 from charrnn.commands.stopping import Stopped
 from charrnn.config import CellName, ModelConfig
 from charrnn.errors import CharrnnError, NonFiniteError
-from charrnn.inference.assessment import After, Assessment, refuse_non_finite
+from charrnn.inference.assessment import After, Assessment, refuse_non_finite, to_list
 from charrnn.inference.baselines import Baseline
 from charrnn.inference.evaluation import PositionScores, Prices, Scores
 from charrnn.runs.comparison import CellResult, Comparison, RunFailure
@@ -213,6 +213,44 @@ class TestTable:
             for name, price, about in zip("abc", nats, abouts, strict=True)
         ]
         assert list(assessments_say(three)) == ["uniform: 9 symbols", *said]
+
+    def test_models_of_one_text_are_told_apart_by_its_blocks(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Margins: 2.5706 (Student's t with 5 degrees of freedom) standard errors."""
+        blocks = {
+            "late": (120.0, 90.0, 140.0, 110.0, 100.0, 70.0),
+            "close": (112.0, 86.0, 131.0, 110.5, 92.0, 66.5),
+            "best": (110.0, 85.0, 130.0, 104.0, 91.0, 68.0),
+            "burst": (math.inf,) * 6,
+        }
+        four = [
+            replace(ONE, checkpoint=name, scores=Scores(sum(nats), 100, 0, 100, 1.0, nats))
+            for name, nats in blocks.items()
+        ]
+        said = list(assessments_say(four))
+        assert said[:2] == [
+            "best is 0.1000 \N{PLUS-MINUS SIGN} 0.1662 nats ahead of close: may be chance",
+            "best is 0.4200 \N{PLUS-MINUS SIGN} 0.2030 nats ahead of late: supported",
+        ]
+        assert "over 6 blocks" in said[2]
+        assert len(said) == 3
+        rows = to_list(four)
+        assert [len(row["differences"]) for row in rows] == [0, 0, 2, 0]
+        assert rows[2]["differences"][1] == {
+            "better": "best", "worse": "late", "nats": pytest.approx(0.42),
+            "margin": pytest.approx(0.20306, rel=1e-3), "supported": True,
+        }  # fmt: skip
+
+    def test_no_difference_is_judged_on_few_blocks_or_other_characters(self) -> None:
+        five, six = (30.0, 20.0, 30.0, 20.0, 30.0), (20.0, 30.0, 20.0, 30.0, 20.0, 10.0)
+        few = [replace(ONE, scores=Scores(sum(five), 100, 0, 100, 1.0, five))] * 2
+        assert list(assessments_say(few)) == []
+        whole = replace(ONE, scores=Scores(sum(six), 100, 0, 130, 1.0, six))
+        of_bytes = Scores(sum(six), 130, 0, 130, 1.0, six)
+        other = replace(ONE, checkpoint="b", scores=of_bytes, of_bytes=True)
+        assert [row["differences"] for row in to_list([whole, other])] == [[], []]
+        assert list(assessments_say([whole])) == []
 
     def test_a_byte_counts_as_a_character_and_that_is_said(
         self, capsys: pytest.CaptureFixture[str]

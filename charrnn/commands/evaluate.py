@@ -132,7 +132,7 @@ def evaluate(
     import_numpy()
     from charrnn.commands.watching import watch_scoring
     from charrnn.compute.device import choose_device
-    from charrnn.inference.assessment import refuse_non_finite
+    from charrnn.inference.assessment import refuse_non_finite, to_list
     from charrnn.runs.subject import load_subjects, remarks
     from charrnn.views.score_view import print_assessments
     from charrnn.views.terminal import to_json
@@ -164,8 +164,8 @@ def evaluate(
 
         def show_scores() -> None:
             if as_json:
-                of = zip(assessments, origins, strict=True)
-                print(to_json([one.to_dict() | origin for one, origin in of], indent=2))
+                of = zip(to_list(assessments), origins, strict=True)
+                print(to_json([row | origin for row, origin in of], indent=2))
             else:
                 print_assessments(assessments)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from charrnn.chance import Difference, paired_margin
 from charrnn.config import EvaluateConfig, ModelConfig
 from charrnn.errors import NonFiniteError
 from charrnn.inference.baselines import Baseline
@@ -29,6 +31,9 @@ from charrnn.text.corpus import Part
 from charrnn.text.decoding import BYTES
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import shown
+
+#: Blocks of a text from which a margin is given.
+FEWEST_BLOCKS = 6
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,50 @@ class Assessment:
                 for baseline in self.baselines
             ]
         return row
+
+
+def differences(assessments: Sequence[Assessment]) -> list[Difference]:
+    """Return how far the best model is ahead of each other on the same text, the nearest first.
+
+    Margins come from a t test of pairs, one for each block of the text: what is hard for one model
+    is mostly hard for the other, so their difference varies far less than their losses. They say
+    what another text of this kind could change, for these models as they are; not another seed.
+
+    Args:
+        assessments: of models on one text. Left out are those that do not count the same
+            characters as the first (but bytes), those whose loss is not finite, and all if the
+            text has fewer than ``FEWEST_BLOCKS`` blocks.
+    """
+    first = assessments[0].scores
+    blocks = len(first.nats_N)
+    if blocks < FEWEST_BLOCKS:
+        return []
+    ranked = sorted(
+        (
+            one
+            for one in assessments
+            if (one.scores.characters, one.scores.bytes) == (first.characters, first.bytes)
+            and math.isfinite(one.scores.nats)
+        ),
+        key=lambda one: one.scores.nats,
+    )
+    found = []
+    for other in ranked[1:]:
+        best = ranked[0]
+        pairs = zip(other.scores.nats_N, best.scores.nats_N, strict=True)
+        by_block = [(worse - better) * blocks / first.characters for worse, better in pairs]
+        nats, margin = statistics.fmean(by_block), paired_margin(by_block)
+        found.append(Difference(best.checkpoint, other.checkpoint, nats, margin, nats > margin))
+    return found
+
+
+def to_list(assessments: Sequence[Assessment]) -> list[dict[str, Any]]:
+    """Return a JSON list, with one object per assessment and the differences at the best one's."""
+    found = [asdict(one) for one in differences(assessments)]
+    return [
+        one.to_dict() | {"differences": [d for d in found if d["better"] == one.checkpoint]}
+        for one in assessments
+    ]
 
 
 def refuse_non_finite(assessments: Iterable[Assessment]) -> None:

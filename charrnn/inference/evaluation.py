@@ -38,6 +38,9 @@ WINDOW = 128
 #: Most predictions that ``score_by_position`` holds in memory at once, 100 MB, unless a single
 #: stretch has more.
 MOST_PREDICTIONS = 1 << 22
+#: Blocks that a text's price is also added up in, at most, and the shortest. What one model finds
+#: harder than another does goes on for thousands of characters; only longer blocks are independent.
+MOST_BLOCKS, SHORTEST_BLOCK = 16, 2048
 #: Most logits in a window, T x B x V: a large vocabulary needs a shorter window. Each takes 8 bytes
 #: (in float32, and as a log-probability), so on a GPU this is 1.1 GB.
 MOST_LOGITS = {"cpu": 1 << 26, "cuda": 1 << 27, "mps": 1 << 27}
@@ -61,6 +64,8 @@ class Scores:
     """Encoded size of the predicted characters."""
     seconds: float
     """Wall-clock time the scoring took."""
+    nats_N: tuple[float, ...] = ()
+    """``nats`` by blocks: consecutive stretches of the text, equally long to within a character."""
 
     @property
     def nats_per_char(self) -> float:
@@ -137,27 +142,34 @@ def score(
     warm_up = min(WARM_UP, length)
     window = _affordable(window, lanes, vocabulary, device)
     started = time.perf_counter()
-    nats, unknown, done = torch.zeros((), dtype=torch.float64), 0, 0
+    nats_N = _wide(torch.zeros(_blocks(predictions), device=device))
+    unknown_N, done = np.zeros(len(nats_N), dtype=np.int64), 0
     with _evaluating(model):
         readers = [
             Reader(part, vocabulary, lane * length - (warm_up if lane else 0))
             for lane in range(lanes)
         ]
         hidden = _warmed(model, readers, warm_up, window)
-        for ids_TB, counted_TB in _lane_windows(readers, lengths, window):
+        for ids_TB, counted_TB, place_TB in _lane_windows(readers, lengths, window):
             if should_stop():
                 raise Interrupted
-            unknown += int((vocabulary.is_unknown(ids_TB[1:]) & counted_TB).sum())
+            block_TB = _block_of(place_TB, predictions)
+            unknown_TB = vocabulary.is_unknown(ids_TB[1:]) & counted_TB
+            unknown_N += np.bincount(block_TB[unknown_TB], minlength=len(nats_N))
             text_TB = torch.from_numpy(ids_TB).to(device)
             logits_TBV, hidden = model(text_TB[:-1], hidden)
             price_TB = symbol_prices(logits_TBV, text_TB[1:])
-            nats = nats + _wide(price_TB * torch.from_numpy(counted_TB).to(device)).sum()
+            price_TB = _wide(price_TB * torch.from_numpy(counted_TB).to(device))
+            block_N = torch.from_numpy(block_TB.ravel()).to(price_TB.device)
+            nats_N.index_add_(0, block_N, price_TB.flatten())
             done += int(counted_TB.sum())
             tell(done)
+    spelled_N = nats_N.cpu().numpy() + unknown_N * vocabulary.unknown_nats
     return Scores(
-        nats=float(nats) + unknown * vocabulary.unknown_nats,
+        nats=float(spelled_N.sum()),
+        nats_N=tuple(spelled_N.tolist()),
         characters=predictions,
-        unknown=unknown,
+        unknown=int(unknown_N.sum()),
         bytes=part.predicted.bytes,
         seconds=time.perf_counter() - started,
     )
@@ -192,9 +204,19 @@ def _warmed(model: CharModel, readers: list[Reader], warm_up: int, window: int) 
     )
 
 
+def _blocks(predictions: int) -> int:
+    """Return the number of blocks of a text with this many predictions."""
+    return max(1, min(MOST_BLOCKS, predictions // SHORTEST_BLOCK))
+
+
+def _block_of(place_N: NDArray[np.int64], predictions: int) -> NDArray[np.int64]:
+    """Return the block of each of a text's predictions, given their numbers counted from 0."""
+    return np.minimum(place_N, predictions - 1) * _blocks(predictions) // predictions
+
+
 def _lane_windows(
     readers: list[Reader], lengths: list[int], window: int
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]]:
     """Yield what the lanes read, window by window, until the longest has ended.
 
     Args:
@@ -203,9 +225,10 @@ def _lane_windows(
         window: predictions at a time.
 
     Yields:
-        The symbols [T + 1, B], starting with the last ones of the window before; and a mask
-        [T, B] of the predictions that lie within their lane.
+        The symbols [T + 1, B], starting with the last ones of the window before; a mask [T, B] of
+        the predictions that lie within their lane; and the predictions' numbers in the text.
     """
+    first_B = np.cumsum([0, *lengths[:-1]])
     last_B = np.array([reader.read(1)[0] for reader in readers], dtype=np.int64)
     for start in range(0, max(lengths), window):
         wanted = [max(0, min(window, length - start)) for length in lengths]
@@ -216,7 +239,7 @@ def _lane_windows(
             ids_TB[1 : count + 1, lane] = reader.read(count)
             counted_TB[:count, lane] = True
         last_B = ids_TB[-1]
-        yield ids_TB, counted_TB
+        yield ids_TB, counted_TB, first_B + np.arange(start, start + len(counted_TB))[:, None]
 
 
 @dataclass(frozen=True)
@@ -280,19 +303,23 @@ def total(
     Raises:
         CorpusError: the text changed while it was read.
     """
-    nats, unknown, seconds = 0.0, 0, 0.0
+    predictions = part.characters - 1
+    nats_N, unknown, seconds = np.zeros(_blocks(predictions)), 0, 0.0
     started = time.perf_counter()
     for stretch in stretches:
         seconds += time.perf_counter() - started
-        nats += float(stretch.nats_T.sum())
+        place_T = stretch.position - 1 + np.arange(len(stretch.nats_T))  # the first has no price
+        block_T = _block_of(place_T, predictions)
+        nats_N += np.bincount(block_T, weights=stretch.nats_T, minlength=len(nats_N))
         unknown += stretch.unknown
         for watcher in watchers:
             watcher(stretch)
         started = time.perf_counter()
     seconds += time.perf_counter() - started
     return Scores(
-        nats=nats,
-        characters=part.characters - 1,
+        nats=float(nats_N.sum()),
+        nats_N=tuple(nats_N.tolist()),
+        characters=predictions,
         unknown=unknown,
         bytes=part.predicted.bytes,
         seconds=seconds,

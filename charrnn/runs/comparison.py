@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from charrnn.chance import Difference, student
 from charrnn.config import CellName, Record
 from charrnn.nats import in_bits, perplexity
 from charrnn.runs.comparison_plan import Plan
@@ -151,22 +152,6 @@ class CellResult:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """How far apart two cells are."""
-
-    better: CellName
-    worse: CellName
-    nats: float
-    """0 or above."""
-    margin: float | None
-    """Half the width of the 95 % confidence interval around ``nats``, by Welch's t test; None where
-    a cell has only one run."""
-    supported: bool
-    """Whether chance is an unlikely cause: the cells differ at all, and 0 is outside the interval.
-    """
-
-
-@dataclass(frozen=True)
 class Comparison:
     """What came out of all runs."""
 
@@ -262,24 +247,4 @@ def _margin(a: CellResult, b: CellResult) -> float | None:
         return None
     both = a.squared_error + b.squared_error
     freedom = both**2 / sum(cell.squared_error**2 / (len(cell.runs) - 1) for cell in (a, b))
-    return _student(freedom) * math.sqrt(both)
-
-
-def _student(freedom: float) -> float:
-    """Return Student's t, two-sided 95 %, for any degrees of freedom from 1 on.
-
-    With t = sqrt(freedom) tan(x), the density of x is proportional to cos(x)^(freedom - 1).
-    """
-    ratio = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)
-    peak = 2 / math.sqrt(math.pi) * math.exp(ratio)
-
-    def inside(t: float) -> float:
-        end, steps = math.atan(t / math.sqrt(freedom)), 64
-        middles = ((step + 0.5) / steps * end for step in range(steps))
-        return peak * end * statistics.fmean(math.cos(x) ** (freedom - 1) for x in middles)
-
-    low, high = 1.95, 12.75
-    while high - low > 1e-5:
-        middle = (low + high) / 2
-        low, high = (middle, high) if inside(middle) < 0.95 else (low, middle)
-    return high
+    return student(freedom) * math.sqrt(both)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from charrnn import recipe
-from charrnn.inference.assessment import After, Assessment
+from charrnn.chance import Difference
+from charrnn.inference.assessment import After, Assessment, differences
 from charrnn.inference.baselines import Baseline
 from charrnn.inference.evaluation import PositionScores, Scores
 from charrnn.nats import in_bits, perplexity
-from charrnn.runs.comparison import Comparison, Difference
+from charrnn.runs.comparison import Comparison
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.matching import TOLERANCE
 from charrnn.text.vocabulary import MANY_UNKNOWN
@@ -64,6 +65,14 @@ def assessments_say(assessments: Sequence[Assessment]) -> Iterator[str]:
             f"{', '.join(of_bytes)}: a character is a byte; compare with the others by bits/byte"
             if of_bytes
             else "the models do not all count the same characters; compare them by bits/byte"
+        )
+    if pairs := differences(assessments):
+        yield from map(_apart, pairs)
+        yield (
+            "\N{PLUS-MINUS SIGN} gives a difference's 95 % confidence interval over "
+            f"{len(assessments[0].scores.nats_N)} blocks of this text (a t test of pairs). It is "
+            "supported where that leaves out 0: for these models on text of this kind. Other "
+            "seeds may change more; charrnn compare --seeds 3 trains them."
         )
     yield from _baselines_say(assessments)
     yield from (_after_says(one, one.after) for one in assessments if one.after)
@@ -264,11 +273,7 @@ def _differences(comparison: Comparison) -> Iterator[str]:
             )
     pairs = [pair for pair in comparison.differences if pair.margin is not None]
     for pair in pairs:
-        verdict = "supported" if pair.supported else "may be chance"
-        yield (
-            f"{pair.better} is {ahead(pair.nats)} \N{PLUS-MINUS SIGN} {ahead(pair.margin or 0.0)} "
-            f"nats ahead of {pair.worse}: {verdict}{_on_validation(comparison, pair)}"
-        )
+        yield _apart(pair) + _on_validation(comparison, pair)
     among = ", and an F test finds that the cells differ" if len(pairs) > 1 else ""
     if pairs:
         yield (
@@ -280,11 +285,22 @@ def _differences(comparison: Comparison) -> Iterator[str]:
         )
 
 
+def _apart(pair: Difference) -> str:
+    """Say how far apart two cells or models are, and whether that is more than chance."""
+    verdict = "supported" if pair.supported else "may be chance"
+    return (
+        f"{shown(pair.better)} is {ahead(pair.nats)} \N{PLUS-MINUS SIGN} "
+        f"{ahead(pair.margin or 0.0)} nats ahead of {shown(pair.worse)}: {verdict}"
+    )
+
+
 def _on_validation(comparison: Comparison, pair: Difference) -> str:
     """Say so if the validation part ranks a pair of cells the other way."""
     if comparison.plan.compared_on != "test" or not comparison.is_validated:
         return ""
-    valid = {cell.cell: cell.mean("valid_nats_per_char") for cell in comparison.cells}
+    valid: dict[str, float] = {
+        cell.cell: cell.mean("valid_nats_per_char") for cell in comparison.cells
+    }
     behind = valid[pair.better] - valid[pair.worse]
     return f"; on the validation part it is {ahead(behind)} behind" if behind > 0 else ""
 
