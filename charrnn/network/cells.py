@@ -103,20 +103,17 @@ class Cell(nn.Module, ABC):
             The outputs [T, B, H], in the inputs' type, and the state after the last
             step, in the type of ``state``.
         """
-        weights = self._weights()
+        u_GH: Tensor = self.weight_recurrent
         if self.training and self.weight_drop > 0:
-            weights[1] = dropout(weights[1], self.weight_drop)
-        out_TBH, after = self._run(x, state, weights, which_TB)
+            u_GH = dropout(u_GH, self.weight_drop)
+        out_TBH, after = self._run(x, state, u_GH, which_TB)
         return out_TBH, tuple(a.to(s.dtype) for a, s in zip(after, state, strict=True))
-
-    def _weights(self) -> list[Tensor]:
-        return [self.weight_input, self.weight_recurrent, self.bias]
 
     @abstractmethod
     def _run(
-        self, x: Tensor, state: State, weights: list[Tensor], which_TB: Tensor | None
+        self, x: Tensor, state: State, u_GH: Tensor, which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
-        """Do what ``forward`` does, with these weights; the new state may be of any type."""
+        """Do what ``forward`` does, with U as it is given; the new state may be of any type."""
 
 
 def _has_own_loop(x: Tensor) -> bool:
@@ -185,13 +182,13 @@ class RNN(Cell):
     states = ("h",)
 
     def _run(
-        self, x: Tensor, state: State, weights: list[Tensor], which_TB: Tensor | None
+        self, x: Tensor, state: State, u_GH: Tensor, which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
         if _has_own_loop(x):
-            w, u, b, h_BH = _typed(*weights, *state, like=x)
+            w, u, b, h_BH = _typed(self.weight_input, u_GH, self.bias, *state, like=x)
             out_TBH, h_BH = run_rnn(linear(x, w, b), h_BH, u, which_TB)
             return out_TBH, (h_BH,)
-        weights = [*weights, torch.zeros_like(self.bias)]
+        weights = [self.weight_input, u_GH, self.bias, torch.zeros_like(self.bias)]
         return _run_torch(torch.rnn_tanh, x, state, weights, which_TB)
 
 
@@ -209,13 +206,13 @@ class LSTM(Cell):
         nn.init.ones_(self.bias.detach()[hidden : 2 * hidden])
 
     def _run(
-        self, x: Tensor, state: State, weights: list[Tensor], which_TB: Tensor | None
+        self, x: Tensor, state: State, u_GH: Tensor, which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
         if x.device.type == "cpu" and has_lstm_loop(x.dtype):
-            w, u, b, h_BH, c_BH = _typed(*weights, *state, like=x)
+            w, u, b, h_BH, c_BH = _typed(self.weight_input, u_GH, self.bias, *state, like=x)
             out_TBH, *after = run_lstm(linear(x, w, b), h_BH, c_BH, u, which_TB)
             return out_TBH, tuple(after)
-        weights = [*weights, torch.zeros_like(self.bias)]
+        weights = [self.weight_input, u_GH, self.bias, torch.zeros_like(self.bias)]
         return _run_torch(torch.lstm, x, state, weights, which_TB)
 
 
@@ -238,17 +235,18 @@ class GRU(Cell):
         self.bias_recurrent = nn.Parameter(torch.zeros(hidden))
         nn.init.ones_(self.bias.detach()[hidden : 2 * hidden])
 
-    def _weights(self) -> list[Tensor]:
-        return [*super()._weights(), self.bias_recurrent]
-
     def _run(
-        self, x: Tensor, state: State, weights: list[Tensor], which_TB: Tensor | None
+        self, x: Tensor, state: State, u_GH: Tensor, which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
         if _has_own_loop(x):
-            w, u, b, b_n, h_BH = _typed(*weights, *state, like=x)
-            out_TBH, h_BH = run_gru(linear(x, w, b), h_BH, u, b_n, which_TB)
+            w, u, b, d_H, h_BH = _typed(
+                self.weight_input, u_GH, self.bias, self.bias_recurrent, *state, like=x
+            )
+            out_TBH, h_BH = run_gru(linear(x, w, b), h_BH, u, d_H, which_TB)
             return out_TBH, (h_BH,)
-        weights = [*weights[:3], F.pad(weights[3], (2 * self.hidden, 0))]
+        # torch's second bias is added to U h of all gates; ours only to the candidate's.
+        second = F.pad(self.bias_recurrent, (2 * self.hidden, 0))
+        weights = [self.weight_input, u_GH, self.bias, second]
         return _run_torch(torch.gru, x, state, weights, which_TB)
 
 
