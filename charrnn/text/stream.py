@@ -182,23 +182,20 @@ class Lanes:
             for lane in range(self.batch_size)
         ]
         context = self.bptt - self.stride
-        # One column more than a window: a character is a target first, then an input.
-        ids_BT = np.empty((self.batch_size, self.bptt + 1), self._vocabulary.dtype)
-        kept = context + 1
         read_as_V = self._vocabulary.read_as(self._held_back, pass_index)
-        for row, reader in zip(ids_BT, readers, strict=True):
-            row[-kept:] = reader.read(kept)
+        # What a window shares with the one before, and a character that was a target there.
+        kept_BT = np.stack([reader.read(context + 1) for reader in readers])
         for batch_index in range(first_batch, self.steps_per_epoch):
-            ids_BT[:, :kept] = ids_BT[:, -kept:].copy()
             new = min(self.stride, self._length - context - batch_index * self.stride)
-            for row, reader in zip(ids_BT, readers, strict=True):
-                row[kept : kept + new] = reader.read(new)
+            new_BT = np.stack([reader.read(new) for reader in readers])
+            ids_BT = np.concatenate([kept_BT, new_BT], axis=1)
+            kept_BT = ids_BT[:, -context - 1 :]
             # A new array every time: the caller may still be copying the last one.
-            ids_TB = torch.from_numpy(read_as_V.take(ids_BT[:, : kept + new].T))
+            ids_TB = torch.from_numpy(read_as_V.take(ids_BT.T))
             yield Batch(
                 x_TB=ids_TB[:-1],
                 y_TB=ids_TB[1:],
                 first=batch_index == 0,
                 characters=new * self.batch_size,
-                unknown=int(self._vocabulary.is_unknown(ids_BT[:, kept : kept + new]).sum()),
+                unknown=int(self._vocabulary.is_unknown(new_BT).sum()),
             )
