@@ -206,7 +206,7 @@ class TestNGram:
     def test_half_of_those_seen_once_count_as_unknown(self, tmp_path: Path) -> None:
         text = make_prose(400) + "vxyz" + make_prose(400, seed=2)
         train = make_part(tmp_path, text, name="train")
-        words = Vocabulary.from_counts(train.counts(), "utf-8")
+        words = Vocabulary.from_counts(train.counts, "utf-8")
         once = [character for character, count in Counter(text).items() if count == 1]
         assert len(once) > 2 and {*once} <= {*words.characters}
         as_read = text
@@ -227,7 +227,7 @@ class TestNGram:
     ) -> None:
         train = make_part(tmp_path, make_prose(4001), name="train")
         scored = make_part(tmp_path, make_prose(403, seed=2) + "\N{SNOWMAN}e", name="scored")
-        words = Vocabulary.from_counts(train.counts(), "utf-8")
+        words = Vocabulary.from_counts(train.counts, "utf-8")
         whole = ngram(scored, words, train)
         monkeypatch.setattr(module, "BLOCK", 17)
         assert ngram(scored, words, train).nats_per_char == pytest.approx(whole.nats_per_char)
@@ -244,7 +244,7 @@ class TestNGram:
     ) -> None:
         text = make_prose(3000)
         train, scored = make_part(tmp_path, text), make_part(tmp_path, text[:99], name="scored")
-        words = Vocabulary.from_counts(train.counts(), "utf-8")
+        words = Vocabulary.from_counts(train.counts, "utf-8")
         monkeypatch.setattr(module, "MOST_COUNTED", 1200)
         end = train.corpus.part(1800, 3000)
         found, expected = ngram(scored, words, train), ngram(scored, words, end)
@@ -256,7 +256,7 @@ class TestNGram:
     ) -> None:
         text = make_prose(100)
         train, scored = make_part(tmp_path, text * 20), make_part(tmp_path, text, name="scored")
-        words = Vocabulary.from_counts(train.counts(), "utf-8")
+        words = Vocabulary.from_counts(train.counts, "utf-8")
         monkeypatch.setattr(module, "MOST_ORDER", 99)
         free = ngram(scored, words, train)
         assert int(free.name.removesuffix("-gram")) > 10, "what repeats needs a long context"
@@ -302,14 +302,14 @@ class TestBaselines:
     def test_all_price_the_predictions_alone(self, tmp_path: Path) -> None:
         train = make_part(tmp_path, make_prose(4001), name="train")
         scored = make_part(tmp_path, "é" + make_prose(999, seed=2), name="scored")
-        words = Vocabulary.from_counts(train.counts(), "utf-8")
+        words = Vocabulary.from_counts(train.counts, "utf-8")
         found = {baseline.name: baseline for baseline in baselines(scored, words, train)}
         n, *_ = (name for name in found if name.endswith("gram") and name != "unigram")
         assert list(found) == ["uniform", "unigram", n, "gzip", "bzip2", "xz"]
         assert [one.name for one in found.values() if one.of_text] == ["gzip", "bzip2", "xz"]
         predicted = scored.corpus.part(1, 1000)
         assert found["xz"].nats_per_char == compressed_nats(predicted, "xz")
-        expected = unigram_nats(train.counts(), predicted.counts(), words)
+        expected = unigram_nats(train.counts, predicted.counts, words)
         assert found["unigram"].nats_per_char == expected
         order = ("uniform", "unigram", n)
         prices = [found[name].nats_per_char for name in order]

@@ -90,7 +90,7 @@ class TestDecoding:
         stop = data.draw(st.integers(start, len(text)))
         part = corpus.part(start, stop)
         assert text_of(part, block_bytes=read_bytes) == text[start:stop]
-        assert part.counts() == Counter(map(ord, text[start:stop]))
+        assert part.counts == Counter(map(ord, text[start:stop]))
         if encoding == "utf-8":
             assert part.bytes == len(text[start:stop].encode())
 
@@ -204,7 +204,7 @@ class TestDecoding:
         path.write_bytes(b"ab" * 1996 + b"Z" * 8)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         with pytest.raises(CorpusError, match="changed"):
-            corpus.part(0, 3600).counts()
+            _ = corpus.part(0, 3600).counts
 
     def test_where_files_meet_a_mark_is_none_of_the_text_s(self, tmp_path: Path) -> None:
         """Files joined beforehand are another text, with a mark in it."""
@@ -371,7 +371,7 @@ class TestManyFiles:
                 assert text_of(part.predicted) == text[start + 1 : stop]
             assert part.bytes == len(text[start:stop].encode())
             assert b"".join(part.encoded(block_bytes=3)) == text[start:stop].encode()
-            assert part.counts() == Counter(map(ord, text[start:stop]))
+            assert part.counts == Counter(map(ord, text[start:stop]))
 
     def test_fingerprint_is_the_hash_of_the_content(self, tmp_path: Path) -> None:
         names, text = self.files(tmp_path)
@@ -457,8 +457,8 @@ class TestSplit:
         corpus = scan([write(tmp_path / "text", "紅" * 50 + "a" * 50)])
         train, valid, _ = split(corpus, 0.5)
         assert valid is not None
-        assert train.counts() == {ord("紅"): 50}
-        assert valid.counts() == {ord("a"): 50}
+        assert train.counts == {ord("紅"): 50}
+        assert valid.counts == {ord("a"): 50}
         assert (train.bytes, valid.bytes) == (150, 50)
 
 

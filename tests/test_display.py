@@ -258,7 +258,7 @@ class TestPlain:
         _, best, _ = said(run, Finished("done", complete=True), capsys).splitlines()
         assert run.valid is not None
         predicted = run.valid.first(scored or 601).predicted
-        unigram = unigram_nats(run.train.counts(), predicted.counts(), run.vocabulary)
+        unigram = unigram_nats(run.train.counts, predicted.counts, run.vocabulary)
         bzip2 = compressed_nats(predicted, "bzip2")
         marks = f"; unigram {unigram:.3f} nats, bzip2 {bzip2:.3f} nats"
         assert best == f"best validation 2.0794 nats (3.000 bits) at step 1,100{of}{marks}"
@@ -405,7 +405,7 @@ class TestPlain:
         like = "hold out text like the training text\n"
         assert like in said(run, Finished("done", complete=True), capsys)
         # The vocabulary of another model lacks those of the training text, too.
-        run.train_counts = dict.fromkeys(range(0x4E00, 0x4F00), 99)
+        run.train.__dict__["counts"] = dict.fromkeys(range(0x4E00, 0x4F00), 99)
         rare = "what costs so much: give a smaller --min-count\n"
         assert rare in said(run, Finished("done", complete=True), capsys)
         run.config = replace(run.config, init_from="/elsewhere")

@@ -94,7 +94,7 @@ def test_equals_the_naive_loop(tmp_path: Path, cell: CellName, window: int, deca
 
 def test_without_steps_the_prices_are_those_of_the_model(tmp_path: Path) -> None:
     part = make_part(tmp_path, make_prose(99))
-    words = Vocabulary.from_counts(part.counts(), "utf-8", 1)
+    words = Vocabulary.from_counts(part.counts, "utf-8", 1)
     torch.manual_seed(1)
     model = CharModel(
         ModelConfig(cell="gru", vocabulary=words.size, layers=1, hidden=5, embedding=3)

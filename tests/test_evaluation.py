@@ -276,7 +276,7 @@ class TestAfter:
         path = tmp_path / "text"
         path.write_bytes("a樓b".encode() * 20)
         corpus = scan([str(path)], "bytes")
-        known = Vocabulary.from_counts(corpus.part(0, corpus.characters).counts(), "bytes", 1)
+        known = Vocabulary.from_counts(corpus.part(0, corpus.characters).counts, "bytes", 1)
         model = make_model(size=known.size).eval()
         found = assess(
             "run", model, known, corpus.part(0, corpus.characters), EvaluateConfig(after="樓")

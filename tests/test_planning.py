@@ -123,7 +123,6 @@ def stub_run(
         characters=held_out, first=lambda n: SimpleNamespace(characters=min(n, held_out))
     )
     stubs: dict[str, Any] = {
-        "train_counts": {},
         "baselines": {"uniform": 5.0},
         "unknown_share": 0.0,
         "model": SimpleNamespace(

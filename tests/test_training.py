@@ -657,10 +657,10 @@ def test_the_marks_to_beat_are_of_what_validations_predict(
     run = start_run(steps=3)
     assert run.valid is not None
     predicted = run.valid.predicted
-    held_out, first = predicted.counts(), predicted.start
+    held_out, first = predicted.counts, predicted.start
     expected = {
         "uniform": uniform_nats(held_out, run.vocabulary),
-        "unigram": unigram_nats(run.train.counts(), held_out, run.vocabulary),
+        "unigram": unigram_nats(run.train.counts, held_out, run.vocabulary),
         "bzip2": compressed_nats(run.valid.corpus.part(first, first + 101), "bzip2"),
     }
     assert run.baselines == expected
@@ -1326,7 +1326,7 @@ def test_the_unknown_symbol_is_learned_where_the_text_has_none(
     path.write_text(text, encoding="utf-8")
     run = start_run(TextChoices(texts=(str(path),), valid_share=0.0), steps=238)
     assert run.vocabulary.min_count == 1
-    assert run.vocabulary.unknown_among(run.train.counts()) == {}
+    assert run.vocabulary.unknown_among(run.train.counts) == {}
     list(train(run))
     assert run.progress.step == 2 * run.lanes.steps_per_epoch  # each rare one is unknown once
     strange.write_text(make_prose(70, seed=2) + "\N{SNOWMAN}", encoding="utf-8")

@@ -120,20 +120,14 @@ def compressed_nats(
 
 
 def marks(
-    train: Mapping[int, int],
-    scored: Part,
-    counts: Mapping[int, int],
-    vocabulary: Vocabulary,
-    *,
-    in_full: bool = False,
+    train: Part, scored: Part, vocabulary: Vocabulary, *, in_full: bool = False
 ) -> dict[str, float]:
     """Return what a training has to beat, by name: uniform, unigram and bzip2.
 
     Args:
-        train: code point -> occurrences in the training part.
+        train: the training part.
         scored: the characters that the model predicts; bzip2 gets at most its first
             ``MOST_COMPRESSED``.
-        counts: code point -> occurrences in ``scored``.
         vocabulary: of the model.
         in_full: leave bzip2 out if it would not get all of them.
 
@@ -141,8 +135,8 @@ def marks(
         CorpusError: the text changed since it was scanned.
     """
     found = {
-        "uniform": uniform_nats(counts, vocabulary),
-        "unigram": unigram_nats(train, counts, vocabulary),
+        "uniform": uniform_nats(scored.counts, vocabulary),
+        "unigram": unigram_nats(train.counts, scored.counts, vocabulary),
     }
     if not in_full or scored.characters <= MOST_COMPRESSED:
         found["bzip2"] = compressed_nats(scored.first(MOST_COMPRESSED), "bzip2")
@@ -322,12 +316,12 @@ def baselines(
     Raises:
         CorpusError: a text changed since it was scanned.
     """
-    counts = scored.predicted.counts()
+    counts = scored.predicted.counts
     nats = uniform_nats(counts, vocabulary)
     spelled = ", and unknown characters spelled out" if vocabulary.unknown_among(counts) else ""
     yield Baseline("uniform", nats, f"{vocabulary.size:,} symbols{spelled}")
     if train is not None:
-        nats = unigram_nats(train.counts(), counts, vocabulary)
+        nats = unigram_nats(train.counts, counts, vocabulary)
         yield Baseline("unigram", nats, "counts of the training part")
         yield ngram(scored, vocabulary, train, partial(tell, "scored by the n-gram model"))
     for name in COMPRESSORS:
@@ -357,7 +351,7 @@ def ngram(
         CorpusError: a text changed since it was scanned.
     """
     counted = min(train.characters, MOST_COUNTED)
-    read_as_V = vocabulary.read_as(vocabulary.held_back(train.counts()), 0)
+    read_as_V = vocabulary.read_as(vocabulary.held_back(train.counts), 0)
     ids = read_as_V[Reader(train, vocabulary, train.characters - counted).read(counted)]
     order = choose_order(ids, vocabulary.size)
     model = KneserNey(ids, vocabulary.size, order)

@@ -31,15 +31,13 @@ from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import flag
 
 
-def lanes_of(
-    train: Part, counts: Mapping[int, int], vocabulary: Vocabulary, config: TrainConfig
-) -> Lanes:
-    """Return a training part as lanes of ids; ``counts`` are those of its code points.
+def lanes_of(train: Part, vocabulary: Vocabulary, config: TrainConfig) -> Lanes:
+    """Return a training part as lanes of ids.
 
     Raises:
         ValueError: the part has fewer predictions than lanes.
     """
-    held_back = vocabulary.held_back(counts)
+    held_back = vocabulary.held_back(train.counts)
     return Lanes(train, vocabulary, config.batch_size, config.bptt, config.loss_last, held_back)
 
 
@@ -49,10 +47,8 @@ def assemble(
     vocabulary: Vocabulary,
     config: TrainConfig,
     train: Part,
-    train_counts: Mapping[int, int],
     lanes: Lanes,
     valid: Part | None,
-    valid_counts: Mapping[int, int],
     progress: Progress,
     folder: RunFolder,
     text: TextRecord,
@@ -62,8 +58,7 @@ def assemble(
     """Put a run together, and plan its updates unless the budget is in minutes.
 
     Most arguments are the fields of ``Run`` of the same name; the model is on its device and in
-    training mode, and the folder is locked. The counts are of code points: all of ``train``, but
-    ``valid`` without its first character, which nothing predicts.
+    training mode, and the folder is locked.
 
     Raises:
         CorpusError: the validation text changed since it was scanned.
@@ -78,7 +73,6 @@ def assemble(
         vocabulary=vocabulary,
         config=config,
         train=train,
-        train_counts=train_counts,
         valid=valid,
         lanes=lanes,
         update=Update(model, optimiser, config),
@@ -86,11 +80,11 @@ def assemble(
         folder=folder,
         text=text,
         learnt_before=learnt_before,
-        baselines={"uniform": uniform_nats(valid_counts, vocabulary)}
+        baselines={"uniform": uniform_nats({}, vocabulary)}
         if valid is None
-        else marks(train_counts, valid.predicted, valid_counts, vocabulary),
+        else marks(train, valid.predicted, vocabulary),
         notes=[*notes, *_slow_loops(model)],
-        unknown_share=vocabulary.unknown_share(valid_counts),
+        unknown_share=vocabulary.unknown_share({} if valid is None else valid.predicted.counts),
     )
 
 

@@ -127,7 +127,7 @@ def compare(
         return
     found, training, notes = shapes(
         plan,
-        vocabulary=Vocabulary.from_counts(part.counts(), part.corpus.encoding, plan.min_count).size,
+        vocabulary=Vocabulary.from_counts(part.counts, part.corpus.encoding, plan.min_count).size,
         characters=part.characters,
         device=device.type,
         bf16=recurs_in_bf16(device),
@@ -380,7 +380,7 @@ def _measure(run: Run, speed: float, should_stop: Callable[[], str | None]) -> R
         trained_characters=progress.characters,
         seconds=progress.seconds,
         validation_seconds=progress.validation_seconds,
-        uniform_nats=uniform_nats(part.predicted.counts(), vocabulary),
+        uniform_nats=uniform_nats(part.predicted.counts, vocabulary),
         train_chars_per_second=speed,
         valid_nats_per_char=valid.nats_per_char if valid else None,
         nats_per_char=scores.nats_per_char,

@@ -121,11 +121,10 @@ def resume(
         notes.append("precision fp32 (was bf16, which this device has no instructions for)")
     try:
         train, valid = _read_again(record, spooled, way_on)
-        counts = train.counts()
-        lanes = lanes_of(train, counts, vocabulary, config)
+        lanes = lanes_of(train, vocabulary, config)
     except ValueError as error:
         raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
-    of_text = Vocabulary.from_counts(counts, record.encoding, vocabulary.min_count)
+    of_text = Vocabulary.from_counts(train.counts, record.encoding, vocabulary.min_count)
     # After --init-from it is the other model's; the first versions did not record that.
     is_own = saved.config.init_from is None and "init_from" in checkpoint.meta["training"]
     if is_own and vocabulary != of_text:
@@ -140,10 +139,8 @@ def resume(
         vocabulary=vocabulary,
         config=config,
         train=train,
-        train_counts=counts,
         lanes=lanes,
         valid=valid,
-        valid_counts=valid.predicted.counts() if valid is not None else {},
         progress=progress,
         folder=folder,
         text=record,

@@ -197,8 +197,6 @@ class Run(_Standing):
     vocabulary: Vocabulary
     config: TrainConfig
     train: Part
-    train_counts: Mapping[int, int]
-    """Code point -> occurrences in the training part."""
     valid: Part | None
     lanes: Lanes
     update: Update
@@ -276,9 +274,7 @@ class Run(_Standing):
         """
         assert self.valid is not None, "nothing is validated on"
         scored = self.valid.first(self.progress.validate_characters or self.valid.characters)
-        predicted = scored.predicted
-        counts = predicted.counts()
-        return marks(self.train_counts, predicted, counts, self.vocabulary, in_full=True)
+        return marks(self.train, scored.predicted, self.vocabulary, in_full=True)
 
     def command(self, *options: str) -> str:
         """Return the command line that resumes this run; an owner's command takes no options.

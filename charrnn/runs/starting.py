@@ -79,7 +79,6 @@ def start(
     refuse_too_many_names(record)
     if valid is None:
         refuse_validations(choices.training)
-    counts = train.counts()
     notes = [*corpus.notes, *(valid.corpus.notes if valid and text.valid else ())]
     notes += _line_ends(corpus)
     if spooled is not None:
@@ -94,14 +93,15 @@ def start(
             "mostly chance: hold out more, or none (--valid-share 0)"
         )
     if origin is None:
-        vocabulary = _new_vocabulary(counts, corpus.encoding, text.min_count)
+        vocabulary = _new_vocabulary(train.counts, corpus.encoding, text.min_count)
     else:
         known = origin.vocabulary
         vocabulary = Vocabulary(known.characters, corpus.encoding, known.min_count)
-        notes.append(_coverage(counts, vocabulary, origin.path))
+        notes.append(_coverage(train.counts, vocabulary, origin.path))
         notes += _known_before(valid, test, origin)
-    valid_counts = valid.predicted.counts() if valid is not None else {}
-    notes += _unknown(valid_counts, vocabulary, vocabulary.unknown_share(counts))
+    if valid is not None:
+        trained = vocabulary.unknown_share(train.counts)
+        notes += _unknown(valid.predicted.counts, vocabulary, trained)
     shape, config, said = _choose(choices, vocabulary, train, device)
     if origin is not None:
         config = replace(config, init_from=str(origin.path.absolute()))
@@ -121,10 +121,8 @@ def start(
         vocabulary=vocabulary,
         config=config,
         train=train,
-        train_counts=counts,
-        lanes=lanes_of(train, counts, vocabulary, config),
+        lanes=lanes_of(train, vocabulary, config),
         valid=valid,
-        valid_counts=valid_counts,
         progress=Progress(),
         folder=folder,
         text=record,

@@ -111,7 +111,7 @@ class Subject:
             CorpusError: the text changed since it was scanned.
         """
         predicted = part.predicted
-        unknown = self.vocabulary.unknown_among(predicted.counts())
+        unknown = self.vocabulary.unknown_among(predicted.counts)
         if not unknown:
             return None
         return (

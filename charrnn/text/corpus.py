@@ -19,6 +19,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -251,7 +252,7 @@ class Part:
         """Length in characters."""
         return self.stop - self.start
 
-    @property
+    @cached_property
     def predicted(self) -> Part:
         """All characters but the first, which nothing predicts."""
         return Part(self.corpus, self.start + 1, self.stop)
@@ -341,8 +342,9 @@ class Part:
         for block in self.codes():
             yield from block.tolist()
 
-    def counts(self) -> dict[int, int]:
-        """Return code point -> occurrences.
+    @cached_property
+    def counts(self) -> Mapping[int, int]:
+        """Code point -> occurrences; read when first asked for.
 
         Reads the smaller of the part and the rest of the corpus; the rest's counts are
         subtracted from the whole's. Errors as in ``codes``.

@@ -181,7 +181,7 @@ def _why_worse(run: Run, event: Finished) -> str:
     """Return why a run may be worse than a baseline, or what may help."""
     if run.unknown_share > MANY_UNKNOWN:
         instead = "hold out text like the training text"
-        if run.vocabulary.unknown_share(run.train_counts) > MANY_UNKNOWN:
+        if run.vocabulary.unknown_share(run.train.counts) > MANY_UNKNOWN:
             instead = "give a smaller --min-count"
             if run.config.init_from is not None:
                 instead = "leave --init-from out, as that model does not know them"
