@@ -43,10 +43,11 @@ from charrnn.compute.machine import machine
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.inference.evaluation import score
 from charrnn.limits import keep_freed_memory
+from charrnn.network.capture import EAGER_UPDATES
 from charrnn.network.cells import CELLS
 from charrnn.network.model import CharModel, outline
 from charrnn.network.optimiser import MuonAdamW
-from charrnn.network.update import EAGER_UPDATES, Update, window_loss
+from charrnn.network.update import Update, window_loss
 from charrnn.recipe import Choices, choose
 from charrnn.text.corpus import scan
 from charrnn.text.stream import Batch
@@ -236,8 +237,8 @@ def our_update(cell: CellName, size: Size, windows: Tensor, dtype: torch.dtype) 
     batches = cycle([Batch(x_TB, y_TB, False, x_TB.numel(), unknown=0) for x_TB, y_TB in windows])
     for _ in range(EAGER_UPDATES + 1):
         update(next(batches))
-    if update.capture_failure:
-        raise RuntimeError(f"no CUDA graph for {cell}: {update.capture_failure}")
+    if update.capture.failure:
+        raise RuntimeError(f"no CUDA graph for {cell}: {update.capture.failure}")
     return lambda: update(next(batches))
 
 

@@ -35,7 +35,7 @@ from charrnn.config import CellName
 from charrnn.errors import CheckpointError
 from charrnn.inference.evaluation import score
 from charrnn.inference.stepper import NumpyStepper
-from charrnn.network.update import UpdateResult
+from charrnn.network.capture import UpdateResult
 from charrnn.storage.trained import load_model
 from charrnn.text.corpus import scan
 from tests.conftest import make_prose

@@ -22,7 +22,7 @@ import torch
 from charrnn import recipe
 from charrnn.config import PrecisionName, TrainConfig
 from charrnn.inference.evaluation import Interrupted, Scores
-from charrnn.network.update import UpdateResult
+from charrnn.network.capture import UpdateResult
 from charrnn.recipe import Schedule
 from charrnn.runs import planning, training
 from charrnn.runs.events import Event, Finished, Logged, Paused, Planned, Validated
@@ -117,8 +117,7 @@ def stub_run(
             yield SimpleNamespace(characters=AN_UPDATE, unknown=0)
 
     update.optimiser = SimpleNamespace(set_rates=lambda *_: None)  # type: ignore[attr-defined]
-    update.forget_capture = lambda: None  # type: ignore[attr-defined]
-    update.capture_failure = None  # type: ignore[attr-defined]
+    update.capture = SimpleNamespace(failure=None, forget=lambda: None)  # type: ignore[attr-defined]
     valid = SimpleNamespace(
         characters=held_out, first=lambda n: SimpleNamespace(characters=min(n, held_out))
     )

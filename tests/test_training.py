@@ -29,9 +29,10 @@ from charrnn.errors import NonFiniteError, RunFolderError, TakenFolderError, Usa
 from charrnn.inference.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.inference.evaluation import Scores, prices, score
 from charrnn.inference.sampling import Piece, sample
+from charrnn.network.capture import Capture, UpdateResult
 from charrnn.network.model import CharModel
 from charrnn.network.optimiser import SGD, AdamW, MuonAdamW
-from charrnn.network.update import Update, UpdateResult
+from charrnn.network.update import Update
 from charrnn.runs import training
 from charrnn.runs.assembling import _slow_loops, refuse_too_large
 from charrnn.runs.events import (
@@ -1009,8 +1010,8 @@ def test_what_is_by_plan_is_captured_anew(
     forgotten: bool,
 ) -> None:
     """A graph captured earlier would go on with the old dropout, for example."""
-    forgets: list[Update] = []
-    monkeypatch.setattr(Update, "forget_capture", lambda update: forgets.append(update))
+    forgets: list[Capture] = []
+    monkeypatch.setattr(Capture, "forget", lambda capture: forgets.append(capture))
     run = start_run(minutes=1, model=model, **options)
     assert forgets == []
     planned = Planner(run).adopt(500)
@@ -1022,7 +1023,7 @@ def test_what_is_by_plan_is_captured_anew(
     assert run.update.optimiser.weight_decay == run.config.weight_decay
     forgets.clear()
     run.reconfigure(run.config)
-    assert forgets == [run.update], "reconfiguring always forgets it"
+    assert forgets == [run.update.capture], "reconfiguring always forgets it"
 
 
 def test_a_plan_that_is_made_again_leaves_what_was_chosen(start_run: StartRun) -> None:
@@ -1193,7 +1194,7 @@ def test_a_sample_that_cannot_be_drawn_ends_no_training(
 
 def test_an_update_that_is_not_captured_is_told_once(start_run: StartRun) -> None:
     run = start_run(steps=35)
-    run.update.capture_failure = "out of memory"
+    run.update.capture.failure = "out of memory"
     assert only(list(train(run)), Uncaptured) == [Uncaptured("out of memory")]
 
 

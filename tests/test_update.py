@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from charrnn.compute import kernels
 from charrnn.config import CellName, ModelConfig, OptimiserName, TrainConfig
+from charrnn.network.capture import UpdateResult
 from charrnn.network.model import CharModel, Hidden
 from charrnn.network.optimiser import OPTIMISERS, MuonAdamW
-from charrnn.network.update import Update, UpdateResult, clip, window_loss
+from charrnn.network.update import Update, clip, window_loss
 from charrnn.text.corpus import scan
 from charrnn.text.stream import Batch, Lanes
 from charrnn.text.vocabulary import Vocabulary
@@ -249,24 +250,27 @@ def cuda_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
     def graph(recording: Recording, stream: Mock) -> Iterator[None]:
         assert stream is cuda.Stream.return_value  # that of the eager updates
         cuda.recordings.append(recording)
-
-        def record(*call: Any) -> UpdateResult:
-            if cuda.failure_within is not None:
-                raise cuda.failure_within
-            recording.call = call
-            return recording.held
-
+        cuda.recording = recording
         try:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Update, "_update", record)
-                yield
+            yield
         finally:
+            cuda.recording = None
             if cuda.failure is not None:
                 raise cuda.failure
 
-    cuda.graph, cuda.recordings = graph, []
+    def update(*call: Any) -> UpdateResult:
+        if cuda.recording is None:
+            return UPDATE(*call)
+        if cuda.failure_within is not None:
+            raise cuda.failure_within
+        cuda.recording.call = call
+        held: UpdateResult = cuda.recording.held
+        return held
+
+    cuda.graph, cuda.recordings, cuda.recording = graph, [], None
     cuda.failure = cuda.failure_within = None
-    monkeypatch.setattr("charrnn.network.update.torch.cuda", cuda)
+    monkeypatch.setattr("charrnn.network.capture.torch.cuda", cuda)
+    monkeypatch.setattr(Update, "_update", update)
     return cuda
 
 
@@ -290,7 +294,7 @@ def fourteen_updates(setting: Setting) -> list[Tensor]:
     for number, batch in enumerate(islice(setting.lanes.batches(), 14)):
         if number == 9:
             setting.model.set_dropout(0.0, 0.3)
-            setting.update.forget_capture()
+            setting.update.capture.forget()
         result = setting.update(batch)
         measured += [result.loss, result.norm, result.clipped]
     return [*measured, *setting.weights]
@@ -310,7 +314,7 @@ def test_a_captured_update_is_the_eager_one(
     eager = fourteen_updates(Setting(tmp_path, cell, lanes=3, bptt=7))
     setting = captured_setting(tmp_path, cell)
     assert all(map(torch.equal, fourteen_updates(setting), eager))
-    assert setting.update.capture_failure is None
+    assert setting.update.capture.failure is None
     assert [recording.replays for recording in cuda_on_a_cpu.recordings] == [5, 1]
     assert_streams_waited(cuda_on_a_cpu, 6)
 
@@ -327,7 +331,7 @@ def test_where_no_graph_can_be_captured_updates_go_on(
     cuda_on_a_cpu.failure = RuntimeError(message)
     cuda_on_a_cpu.failure_within = within and RuntimeError(within)
     assert all(map(torch.equal, fourteen_updates(setting), eager))
-    assert setting.update.capture_failure == reason
+    assert setting.update.capture.failure == reason
     assert len(cuda_on_a_cpu.recordings) == 1
     assert_streams_waited(cuda_on_a_cpu, 3)
     cuda_on_a_cpu.set_stream.assert_called_once_with(cuda_on_a_cpu.current_stream.return_value)
@@ -366,18 +370,18 @@ def test_an_update_on_a_gpu_never_asks_what_it_has_computed(
 def test_gpu_captured_update_is_the_eager_one(tmp_path: Path, cell: CellName) -> None:
     """The updates include a pass's last, shorter window and what a plan changes."""
     eager, captured = (Setting(tmp_path, cell, lanes=3, bptt=7, device="cuda") for _ in range(2))
-    eager.update.capture_failure = "not wanted"
+    eager.update.capture.failure = "not wanted"
     for setting in (eager, captured):
         setting.update.optimiser = MuonAdamW(setting.model, weight_decay=1.0, decay_embedding=True)
         for number, batch in enumerate(islice(setting.lanes.batches(), 24)):
             if number == 14:
                 setting.update.optimiser.weight_decay = 3.0
                 setting.update.config = replace(setting.update.config, loss_temperature=0.5)
-                setting.update.forget_capture()
+                setting.update.capture.forget()
             setting.update.optimiser.set_rates(0.02 / (1 + number), 0.01 / (1 + number))
             setting.update(batch)
-    assert captured.update.capture_failure is None
-    assert captured.update._graph is not None
+    assert captured.update.capture.failure is None
+    assert captured.update.capture._graph is not None
     for ours, expected in zip(captured.weights, eager.weights, strict=True):
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-6)
 
@@ -397,8 +401,8 @@ def test_gpu_no_replay_moves_a_weight_after_what_is_no_number(
     batches = setting.lanes.batches()
     for batch in islice(batches, 7):
         assert update(batch).loss.isfinite()
-    assert setting.update.capture_failure is None
-    assert setting.update._graph is not None
+    assert setting.update.capture.failure is None
+    assert setting.update.capture._graph is not None
     before = [weight.detach().clone() for weight in setting.weights]
     setting.update.hidden[0][0].fill_(math.nan)
     assert update(next(batches)).loss.isnan()
@@ -413,8 +417,8 @@ def test_gpu_every_replay_drops_other_units(tmp_path: Path) -> None:
     setting.model.set_dropout(0.5, 0.3)
     batch = replace(next(iter(setting.lanes.batches())), first=True)
     losses = [setting.update(batch).loss.item() for _ in range(9)]
-    assert setting.update.capture_failure is None
-    assert setting.update._graph is not None
+    assert setting.update.capture.failure is None
+    assert setting.update.capture._graph is not None
     assert len(set(losses)) == 9
 
 

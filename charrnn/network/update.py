@@ -2,40 +2,24 @@
 
 On a CPU the steps run one after another, and a loss or gradient that is not finite
 is caught before it reaches the optimiser. On a CUDA device the whole update is
-captured once as a graph and replayed, which saves launching some hundred small
-kernels; the check is then part of the graph.
+captured as a graph (``capture``); the check is then part of the graph.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from charrnn.compute.kernels import mean_cross_entropy
 from charrnn.config import TrainConfig
+from charrnn.network.capture import Capture, UpdateResult
 from charrnn.network.model import CharModel, Hidden, detach
 from charrnn.network.optimiser import Optimiser
 from charrnn.text.stream import Batch
 
-#: Updates that run on a CUDA device before the capture; they train like any other.
-EAGER_UPDATES = 3
 #: A gradient with a norm below this counts as zero: near it the squares of its entries begin to
 #: underflow float32.
 LEAST_NORM = 1e-15
-
-
-@dataclass(frozen=True)
-class UpdateResult:
-    """What one update measured, still on the device."""
-
-    loss: Tensor
-    """Mean nats of the window's counted predictions, with dropout and loss temperature."""
-    norm: Tensor
-    """Norm of the gradient of all weights together, before clipping."""
-    clipped: Tensor
-    """Whether the gradient was clipped."""
 
 
 def window_loss(
@@ -138,12 +122,8 @@ class Update:
         self.config = config
         self.device = model.device
         self.hidden = model.initial_hidden(config.batch_size)
-        #: Why the update is not captured on a CUDA device, or None.
-        self.capture_failure: str | None = None
         self._weights = list(model.parameters())
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._side: torch.cuda.Stream | None = None
-        self._eager_updates = 0
+        self.capture = Capture()
         #: 1 until a loss or gradient is not finite, then 0 for good.
         self._alive = torch.ones((), device=self.device)
 
@@ -162,13 +142,8 @@ class Update:
         counted = batch.characters // x_TB.shape[1]
         # A graph has fixed shapes; a pass's last, shorter window runs without it.
         if self.device.type == "cuda" and len(x_TB) == self.config.bptt:
-            return self._captured_update(x_TB, y_TB, counted)
+            return self.capture(self._update, x_TB, y_TB, counted)
         return self._update(x_TB, y_TB, counted)
-
-    def forget_capture(self) -> None:
-        """Drop the graph, to capture it anew: needed when the model computes something else."""
-        self._graph = None
-        self._eager_updates = 0
 
     def _update(self, x_TB: Tensor, y_TB: Tensor, counted: int) -> UpdateResult:
         for weight in self._weights:
@@ -195,53 +170,3 @@ class Update:
             for part_BH, new_BH in zip(state, new, strict=True):
                 part_BH.copy_(new_BH)
         return UpdateResult(loss.detach(), norm, clipped)
-
-    def _captured_update(self, x_TB: Tensor, y_TB: Tensor, counted: int) -> UpdateResult:
-        if self._graph is None and self.capture_failure is None:
-            if self._eager_updates < EAGER_UPDATES:
-                # Libraries choose and load their kernels now; they cannot during a capture.
-                self._eager_updates += 1
-                # One side stream for all: freed memory is reused only on its own stream.
-                side = self._side = self._side or torch.cuda.Stream()
-                side.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(side):
-                    result = self._update(x_TB, y_TB, counted)
-                torch.cuda.current_stream().wait_stream(side)
-                return result
-            self._capture(x_TB, y_TB, counted)
-        if self._graph is None:
-            return self._update(x_TB, y_TB, counted)
-        self._x_TB.copy_(x_TB)
-        self._y_TB.copy_(y_TB)
-        self._graph.replay()
-        held = self._result
-        return UpdateResult(held.loss.clone(), held.norm.clone(), held.clipped.clone())
-
-    def _capture(self, x_TB: Tensor, y_TB: Tensor, counted: int) -> None:
-        """Record one update as a graph, without running it.
-
-        It records on the stream of the eager updates, for which cuBLAS has its work space by now.
-        One allocated during a capture would lie in the graph's own memory, and torch would use it
-        for later graphs as well, even once the first is gone.
-
-        A capture that fails at its end may keep its memory: torch releases the memory pool only of
-        a capture that has ended (``CUDAGraph::reset``, in ATen/cuda/CUDAGraph.cpp).
-        """
-        self._x_TB, self._y_TB = x_TB.clone(), y_TB.clone()
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-        try:
-            with torch.cuda.graph(graph, stream=self._side):
-                self._result = self._update(self._x_TB, self._y_TB, counted)
-        except RuntimeError as error:
-            # A capture that fails at its end leaves its own stream as the current one and, in
-            # torch 2.11, a random generator that only a capture can draw from.
-            torch.cuda.set_stream(stream)
-            generator = torch.cuda.default_generators[self.device.index]
-            generator.graphsafe_set_state(generator.clone_state())
-            # The outer error says only that the capture failed, its context why. (Do not keep the
-            # context in a local variable: a reference cycle would keep a window's memory alive.)
-            self.capture_failure = (
-                str(error.__context__ or error).splitlines() or ["no reason given"]
-            )[0]
-        else:
-            self._graph = graph

@@ -320,7 +320,7 @@ class Run(_Standing):
         """Use ``config`` from the next update on: another decay, temperature or warm-up."""
         self.config = self.update.config = config
         self.update.optimiser.weight_decay = config.weight_decay
-        self.update.forget_capture()  # a captured graph keeps the values it was captured with
+        self.update.capture.forget()  # a captured graph keeps the values it was captured with
 
     def save(self) -> Path:
         """Write the complete state as the run's last checkpoint; return its path.

@@ -25,7 +25,7 @@ from charrnn.errors import (
 )
 from charrnn.inference.evaluation import Interrupted, score
 from charrnn.inference.sampling import sample, unwarned
-from charrnn.network.update import UpdateResult
+from charrnn.network.capture import UpdateResult
 from charrnn.runs.clock import Clock
 from charrnn.runs.events import (
     Event,
@@ -194,9 +194,9 @@ class _Loop:
                 self._flush()
             if row_is_due:
                 yield from self._log()
-                if run.update.capture_failure and not told_uncaptured:
+                if run.update.capture.failure and not told_uncaptured:
                     told_uncaptured = True
-                    yield Uncaptured(run.update.capture_failure)
+                    yield Uncaptured(run.update.capture.failure)
 
     def _tick(self) -> None:
         """Add the time since the last tick to the run's clock."""
