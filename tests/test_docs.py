@@ -158,6 +158,13 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_programs_that_are_named_exist(page: Path) -> None:
+    folders = r"(?<![\w/.-])(?:tests|scripts|benchmarks|charrnn)/[\w./-]*\w"
+    for name in re.findall(folders, page.read_text(encoding="utf-8")):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_nobody_is_sent_to_the_package_of_somebody_else(page: Path) -> None:
     """The ``charrnn`` on PyPI is a different package."""
     for line in page.read_text(encoding="utf-8").splitlines():

@@ -8,6 +8,7 @@ Axis letters: T time, B lanes.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -86,6 +87,7 @@ class Capture:
         A capture that fails at its end may keep its memory: torch releases the memory pool only of
         a capture that has ended (``CUDAGraph::reset``, in ATen/cuda/CUDAGraph.cpp).
         """
+        gc.collect()  # what is found to be garbage during a capture would be released within it
         self._x_TB, self._y_TB = x_TB.clone(), y_TB.clone()
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
