@@ -37,8 +37,8 @@ from benchmarks.common import (
     times_in_turns,
     write_results,
 )
+from charrnn.compute.autograd import has_lstm_loop
 from charrnn.compute.device import multiplies_bf16
-from charrnn.compute.loops import has_lstm_loop
 from charrnn.compute.machine import machine
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
 from charrnn.inference.evaluation import score

@@ -132,9 +132,9 @@ def resume_command(folder: Path, *options: str, texts: Sequence[str] = ()) -> st
     return command_line(["charrnn", "train", *texts, "--run", folder, "--resume", *options])
 
 
-def resume_words(folder: Path) -> list[str | Path]:
-    """Return the words of the command that goes on with a folder's comparison."""
-    return ["charrnn", "compare", "--run", folder, "--resume"]
+def comparison_command(folder: Path, *options: str | Path) -> str:
+    """Return the command line that goes on with a folder's comparison, ``options`` appended."""
+    return command_line(["charrnn", "compare", "--run", folder, "--resume", *options])
 
 
 def _pasted(word: str | Path) -> str:

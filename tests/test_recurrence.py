@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from charrnn.compute import compiler, products, recurrence, steps
+from charrnn.compute.autograd import has_lstm_loop, run_gru, run_lstm, run_rnn
 from charrnn.compute.compiler import compile_library
 from charrnn.compute.device import multiplies_bf16
-from charrnn.compute.loops import has_lstm_loop, run_gru, run_lstm, run_rnn
 from charrnn.compute.machine import machine
 from charrnn.compute.trials import Fastest
 from tests.conftest import Cli, compiler_of, compiles, loops_for

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from charrnn.analysis.activity import (
     SHOWN,
@@ -39,8 +39,6 @@ from charrnn.analysis.stretch import Stretch
 from charrnn.config import InspectConfig, TrainConfig, WeightsOrigin
 from charrnn.network.model import CharModel
 from charrnn.text.vocabulary import Vocabulary
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -121,58 +119,56 @@ def inspect(
         initial = initial_model(model.config, seed)
         both.append(("initial", initial.to(model.head.weight)))
 
-    def measured(name: str, measure: Callable[[], T], none: T) -> T:
-        if name not in wanted:
-            return none
-        tell(name)
-        return measure()
+    def wants(name: str) -> bool:
+        if name in wanted:
+            tell(name)
+        return name in wanted
 
     # First, as it may refuse.
-    truncations: tuple[Truncation, ...] = measured(
-        "truncation",
-        lambda: tuple(
+    truncations = (
+        tuple(
             truncation(weighted, stretch.ids, config.bptt, loss_last=config.loss_last, weights=name)
             for name, weighted in both
-        ),
-        (),
+        )
+        if wants("truncation")
+        else ()
+    )
+    step = write_out(model, stretch.text, stretch.ids, vocabulary) if wants("step") else None
+    flows = (
+        tuple(
+            gradient_flow(weighted, stretch, weights=name, scaled_to=radius)
+            for radius in (None, *config.spectral_radius)
+            for name, weighted in both
+        )
+        if wants("flow")
+        else ()
+    )
+    remembered = (
+        memory(model, stretch, vocabulary, bptt=training.bptt, reset_state=training.reset_state)
+        if wants("memory")
+        else None
     )
     return Inspection(
         characters=len(stretch),
-        step=measured(
-            "step", lambda: write_out(model, stretch.text, stretch.ids, vocabulary), None
-        ),
-        gradient_flow=measured(
-            "flow",
-            lambda: tuple(
-                gradient_flow(weighted, stretch, weights=name, scaled_to=radius)
-                for radius in (None, *config.spectral_radius)
-                for name, weighted in both
-            ),
-            (),
-        ),
-        memory=measured(
-            "memory",
-            lambda: memory(
-                model, stretch, vocabulary, bptt=training.bptt, reset_state=training.reset_state
-            ),
-            None,
-        ),
-        pace=measured("pace", lambda: pace(model, stretch), ()),
-        gates=measured("gates", lambda: gate_use(model, stretch), ()),
-        units=measured("units", lambda: units(model, stretch), ()),
+        step=step,
+        gradient_flow=flows,
+        memory=remembered,
+        pace=pace(model, stretch) if wants("pace") else (),
+        gates=gate_use(model, stretch) if wants("gates") else (),
+        units=units(model, stretch) if wants("units") else (),
         # The half that chose no unit (``units``), but for its first 128 characters.
         activation=(
             activation(model, stretch, unit, max(SHOWN, len(stretch) // 2)) if unit else None
         ),
         clipping=history,
-        cuts=measured(
-            "clipping",
-            lambda: tuple(
+        cuts=(
+            tuple(
                 cut
                 for name, weighted in both
                 for cut in cuts(weighted, stretch.ids, training.bptt, weights=name)
-            ),
-            (),
+            )
+            if wants("clipping")
+            else ()
         ),
         truncation=truncations,
     )

@@ -23,7 +23,7 @@ from charrnn.commands.stopping import Stopped, StopSignals, import_numpy
 from charrnn.config import BUDGETS, DeviceName, MatchName
 from charrnn.errors import CorpusError, UsageError
 from charrnn.text.files import PLAN, absolute_names
-from charrnn.wording import command_line, counted, duration, resume_words
+from charrnn.wording import comparison_command, counted, duration
 
 if TYPE_CHECKING:
     import torch
@@ -212,10 +212,9 @@ def compare(
                 say("note: standard input is not read: give the text as a file")
         if report is not None:
             refuse_report_in_text(report, plan, folder)
-        words = resume_words(folder) + changed
-        words += ["--report", report] if report is not None else []
-        words += ["--device", device] if device != "auto" else []
-        command = command_line(words)
+        to = ("--report", report) if report is not None else ()
+        on = ("--device", device) if device != "auto" else ()
+        command = comparison_command(folder, *changed, *to, *on)
         go_on = f"go on with: {command}"
         if plan.minutes is not None and not resume and not quiet:
             runs = plan.seeds * len(plan.cells)

@@ -62,7 +62,7 @@ def _onednn_takes_bf16() -> bool:
 
 
 def product(x_TBK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """Return ``x @ weight.T + bias`` for all time steps, [T, B, N], in the type of ``x``."""
+    """Return ``x @ weight.T + bias`` [..., N], in the type of ``x``, [..., K]."""
     weight_NK = weight_NK.to(x_TBK.dtype)
     bias_N = None if bias_N is None else bias_N.to(x_TBK.dtype)
     if _uses_onednn(x_TBK):

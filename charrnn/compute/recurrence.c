@@ -13,7 +13,7 @@
  * processor multiplies it.
  *
  * charrnn/compute/recurrence.py compiles this file for the machine it runs on and calls it;
- * charrnn/compute/loops.py does what comes before and after the loops.
+ * charrnn/compute/autograd.py does what comes before and after the loops.
  */
 
 #include "products.h"

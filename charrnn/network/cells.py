@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from charrnn.compute.autograd import has_lstm_loop, run_gru, run_lstm, run_rnn
 from charrnn.compute.kernels import dropout, linear
-from charrnn.compute.loops import has_lstm_loop, run_gru, run_lstm, run_rnn
 from charrnn.config import CELL_GATES, CellName
 
 State = tuple[Tensor, ...]
@@ -96,7 +96,7 @@ class Cell(nn.Module, ABC):
                 their type (bfloat16, say), and the weights are cast to it.
             state: The state before the window, [B, H] each.
             which_TB: Which of the D inputs each time step of a lane reads. Gives the same result
-                as reading ``x[which_TB]``, but where the loops of ``charrnn.compute.loops`` run,
+                as reading ``x[which_TB]``, but where the loops of ``charrnn.compute.autograd`` run,
                 W x is computed only once for each distinct input.
 
         Returns:
@@ -117,7 +117,7 @@ class Cell(nn.Module, ABC):
 
 
 def _has_own_loop(x: Tensor) -> bool:
-    """Return whether RNN and GRU run in ``charrnn.compute.loops`` rather than in torch."""
+    """Return whether RNN and GRU run in ``charrnn.compute.autograd`` rather than in torch."""
     return x.device.type == "cpu"
 
 

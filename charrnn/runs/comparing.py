@@ -60,7 +60,7 @@ from charrnn.storage.trained import chosen_in, load_model, trained_by
 from charrnn.text.corpus import Part, scan
 from charrnn.text.files import LOCK, LOG, PLAN, RESULT, embedded_corpus
 from charrnn.text.vocabulary import Vocabulary
-from charrnn.wording import command_line, joined, resume_words, shown
+from charrnn.wording import comparison_command, joined, shown
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _refuse_used(folder: Path) -> None:
     elif (folder / LOCK).exists():
         holds = "a run that has saved nothing yet, or was killed before it did: choose"
     elif (folder / PLAN).exists():
-        go_on = command_line(resume_words(folder))
+        go_on = comparison_command(folder)
         holds = f"a comparison already: go on with it with: {go_on}; or choose"
     else:
         return

@@ -18,7 +18,7 @@ from charrnn.errors import RunFolderError, UsageError
 from charrnn.runs.comparison import RunResult
 from charrnn.runs.comparison_plan import Plan
 from charrnn.text.files import PLAN, RESULT, absolute_names
-from charrnn.wording import command_line, reason, resume_command, resume_words, shown
+from charrnn.wording import comparison_command, reason, resume_command, shown
 
 R = TypeVar("R", bound=Record)
 
@@ -88,12 +88,12 @@ def refuse_comparison(run: Path) -> None:
     if (run / PLAN).exists():
         raise RunFolderError(
             f"{shown(run)}: holds a comparison: go on with it with: "
-            f"{command_line(resume_words(run))}; or choose another folder with --run"
+            f"{comparison_command(run)}; or choose another folder with --run"
         )
     if (comparison := comparison_of(run)) is not None:
         raise RunFolderError(
             f"{shown(run)}: is a run of a comparison, whose runs have one budget: go on with them "
-            f"with: {command_line(resume_words(comparison))}; or start from its weights with "
+            f"with: {comparison_command(comparison)}; or start from its weights with "
             "--init-from, in another folder"
         )
 
@@ -122,7 +122,7 @@ def going_on(run: Path, texts: Sequence[str] = ()) -> str:
         RunFolderError: as in ``comparison_of``.
     """
     if (comparison := comparison_of(run)) is not None:
-        return command_line(resume_words(comparison))
+        return comparison_command(comparison)
     return resume_command(run, texts=texts)
 
 

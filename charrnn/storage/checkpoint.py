@@ -37,7 +37,7 @@ from charrnn.disk import exists, replacing
 from charrnn.errors import CheckpointError, UsageError
 from charrnn.text.files import LOCK, LOG, PLAN, RESULT
 from charrnn.text.not_text import COMPRESSED, ZIP
-from charrnn.wording import command_line, reason, resume_words, shown
+from charrnn.wording import comparison_command, reason, shown
 
 #: In a run's folder: the best by validation loss, and the newest, with the complete state.
 BEST, LAST = "best.safetensors", "last.safetensors"
@@ -306,7 +306,7 @@ def find(path: Path) -> Path:
     runs = sorted({file.parent.name for name in (BEST, LAST) for file in path.glob(f"*/{name}")})
     hints = [f"name the folder of a run in it, such as {shown(path / runs[0])}"] if runs else []
     if exists(path / PLAN):
-        hints.append(f"go on with it with: {command_line(resume_words(path))}")
+        hints.append(f"go on with it with: {comparison_command(path)}")
         raise NoCheckpointError(path, "a comparison", f": {', or '.join(hints)}")
     hints = hints or ["is it a run's?"]
     raise NoCheckpointError(path, "a folder without a checkpoint", f": {hints[0]}")

@@ -18,11 +18,10 @@ from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.matching import TOLERANCE
 from charrnn.text.vocabulary import MANY_UNKNOWN
 from charrnn.wording import (
-    command_line,
+    comparison_command,
     counted,
     flag,
     joined,
-    resume_words,
     shown,
     significant,
 )
@@ -257,7 +256,7 @@ def comparison_says(comparison: Comparison) -> Iterator[str]:
         yield f"Equal time{_validating(comparison)}: a faster cell does more steps."
     if plan.seeds == 1:
         folder = Path(comparison.cells[0].best.run).parent
-        more = command_line([*resume_words(folder), "--seeds", "3"])
+        more = comparison_command(folder, "--seeds", "3")
         yield f"One seed has no spread; three show which differences are more than chance: {more}"
         return
     yield from _differences(comparison)
