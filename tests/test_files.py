@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from charrnn.errors import CorpusError
+from charrnn.layout import PLAN
 from charrnn.text.corpus import scan
 from charrnn.text.files import (
-    PLAN,
     absolute_names,
     embedded_corpus,
     find_files,

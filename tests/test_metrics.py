@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from charrnn.layout import LOG
 from charrnn.storage.metrics import Log, read_metrics
-from charrnn.text.files import LOG
 from tests.conftest import open_files, refusing, said
 
 

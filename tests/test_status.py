@@ -19,10 +19,13 @@ import typer
 from charrnn import __version__
 from charrnn.cli import app
 from charrnn.errors import CheckpointError
+from charrnn.layout import BEST, LAST, PLAN
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.status import read_status
-from charrnn.storage.checkpoint import BEST, LAST, load, save
-from charrnn.text.files import PLAN
+from charrnn.storage.checkpoint import (
+    load,
+    save,
+)
 from charrnn.views.run_words import status_lines
 from charrnn.views.terminal import print_words, to_json
 from charrnn.wording import command_line

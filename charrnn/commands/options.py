@@ -14,7 +14,10 @@ from typer.core import TyperCommand
 from charrnn import recipe
 from charrnn.config import DeviceName, OptimiserName, PartName, PrecisionName
 from charrnn.errors import UsageError
-from charrnn.text.files import LOG, PLAN, name_of
+from charrnn.layout import LOG, PLAN, RUNS
+from charrnn.text.files import (
+    name_of,
+)
 from charrnn.wording import command_line
 
 
@@ -222,7 +225,7 @@ def default_run(texts: Sequence[str], what: str) -> Path:
 
 def _first_run(texts: Sequence[str], what: str) -> Path:
     """Return the folder under checkpoints/ of the first run on a text."""
-    return Path("checkpoints") / f"{name_of(texts) if texts else 'python'}-{what}"
+    return RUNS / f"{name_of(texts) if texts else 'python'}-{what}"
 
 
 def such_as(texts: Sequence[str], what: str) -> str:

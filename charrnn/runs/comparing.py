@@ -32,6 +32,7 @@ from charrnn.errors import (
 )
 from charrnn.inference.baselines import uniform_nats
 from charrnn.inference.evaluation import Interrupted, Scores, run_once, score
+from charrnn.layout import BEST, LOCK, LOG, PLAN, RESULT
 from charrnn.runs.comparison import RunFailure, RunResult
 from charrnn.runs.comparison_folder import (
     TEXTS,
@@ -47,7 +48,9 @@ from charrnn.runs.resuming import resume
 from charrnn.runs.run import Run
 from charrnn.runs.starting import start
 from charrnn.runs.training import train
-from charrnn.storage.checkpoint import BEST, DamagedCheckpointError
+from charrnn.storage.checkpoint import (
+    DamagedCheckpointError,
+)
 from charrnn.storage.metrics import read_metrics
 from charrnn.storage.reading import (
     divide,
@@ -58,7 +61,9 @@ from charrnn.storage.reading import (
 from charrnn.storage.runfolder import RunFolder, has_state
 from charrnn.storage.trained import chosen_in, load_model, trained_by
 from charrnn.text.corpus import Part, scan
-from charrnn.text.files import LOCK, LOG, PLAN, RESULT, embedded_corpus
+from charrnn.text.files import (
+    embedded_corpus,
+)
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import comparison_command, joined, shown
 

@@ -15,9 +15,12 @@ from typing import TypeVar
 from charrnn.config import Record
 from charrnn.disk import followed
 from charrnn.errors import RunFolderError, UsageError
+from charrnn.layout import PLAN, RESULT
 from charrnn.runs.comparison import RunResult
 from charrnn.runs.comparison_plan import Plan
-from charrnn.text.files import PLAN, RESULT, absolute_names
+from charrnn.text.files import (
+    absolute_names,
+)
 from charrnn.wording import comparison_command, reason, resume_command, shown
 
 R = TypeVar("R", bound=Record)

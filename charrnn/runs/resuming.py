@@ -18,6 +18,7 @@ from charrnn.compute.device import choose_device, multiplies_bf16
 from charrnn.compute.machine import processor
 from charrnn.config import BUDGETS, PartName, TrainConfig
 from charrnn.errors import CheckpointError, CorpusError, UsageError
+from charrnn.layout import BEST
 from charrnn.runs.assembling import (
     assemble,
     lanes_of,
@@ -26,7 +27,11 @@ from charrnn.runs.assembling import (
     steps_of,
 )
 from charrnn.runs.run import Progress, Run, SavedState, Settings
-from charrnn.storage.checkpoint import BEST, Checkpoint, DamagedCheckpointError, load
+from charrnn.storage.checkpoint import (
+    Checkpoint,
+    DamagedCheckpointError,
+    load,
+)
 from charrnn.storage.reading import (
     TextRecord,
     learnt_before,

@@ -18,9 +18,13 @@ import torch
 from charrnn.config import PartName, TextSource
 from charrnn.disk import followed
 from charrnn.errors import CheckpointError, CorpusError, UsageError
+from charrnn.layout import BESIDE, LAST, PLAN
 from charrnn.network.model import CharModel
 from charrnn.runs.run import Progress
-from charrnn.storage.checkpoint import BESIDE, LAST, Checkpoint, NoCheckpointError
+from charrnn.storage.checkpoint import (
+    Checkpoint,
+    NoCheckpointError,
+)
 from charrnn.storage.reading import (
     Scan,
     TextRecord,
@@ -33,7 +37,9 @@ from charrnn.storage.reading import (
 from charrnn.storage.runfolder import files_of_run
 from charrnn.storage.trained import load_model
 from charrnn.text.corpus import Part, scan
-from charrnn.text.files import EMBEDDED, PLAN
+from charrnn.text.files import (
+    EMBEDDED,
+)
 from charrnn.text.vocabulary import Vocabulary, listed
 from charrnn.wording import counted, shown
 

@@ -25,6 +25,7 @@ from charrnn.errors import (
 )
 from charrnn.inference.evaluation import Interrupted, score
 from charrnn.inference.sampling import sample, unwarned
+from charrnn.layout import BEST, LOG
 from charrnn.network.capture import UpdateResult
 from charrnn.runs.clock import Clock
 from charrnn.runs.events import (
@@ -41,8 +42,6 @@ from charrnn.runs.events import (
 )
 from charrnn.runs.planning import Planner
 from charrnn.runs.run import Run
-from charrnn.storage.checkpoint import BEST
-from charrnn.text.files import LOG
 from charrnn.text.stream import Batch
 from charrnn.wording import shown
 

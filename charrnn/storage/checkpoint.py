@@ -35,15 +35,9 @@ from charrnn import __version__
 from charrnn.config import Record
 from charrnn.disk import exists, replacing
 from charrnn.errors import CheckpointError, UsageError
-from charrnn.text.files import LOCK, LOG, PLAN, RESULT
+from charrnn.layout import BESIDE, BEST, LAST, PLAN, RUNS
 from charrnn.text.not_text import COMPRESSED, ZIP
 from charrnn.wording import comparison_command, reason, shown
-
-#: In a run's folder: the best by validation loss, and the newest, with the complete state.
-BEST, LAST = "best.safetensors", "last.safetensors"
-
-#: Other files in the folders of runs and comparisons; the lock may be empty.
-BESIDE = frozenset({LOCK, LOG, PLAN, RESULT})
 
 #: The format number that this version writes, and the only one it reads.
 FORMAT = 1
@@ -315,7 +309,7 @@ def find(path: Path) -> Path:
 def _instead_of(path: Path) -> str:
     """Return what to do about a missing path: the run with the most similar name, if any."""
     # Beside the path, and in the default folder of runs.
-    folders = dict.fromkeys([path.parent, Path("checkpoints")])
+    folders = dict.fromkeys([path.parent, RUNS])
     runs = {
         file.parent.name: file.parent
         for folder in folders

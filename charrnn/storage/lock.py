@@ -19,7 +19,7 @@ from pathlib import Path
 
 from charrnn.disk import refusals
 from charrnn.errors import RunFolderError
-from charrnn.text.files import LOCK
+from charrnn.layout import LOCK
 from charrnn.wording import reason, shown
 
 #: Seconds to retry while another process may be making, signing or removing the lock.

@@ -11,7 +11,7 @@ from typing import Any
 
 from charrnn.disk import exists, refusals, replacing, sync
 from charrnn.errors import RunFolderError
-from charrnn.text.files import LOG
+from charrnn.layout import LOG
 from charrnn.wording import shown
 
 #: Above every finite float32, which training computes with: no number in a row is as large.

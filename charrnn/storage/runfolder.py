@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import time
 from contextlib import suppress
@@ -37,9 +36,8 @@ from charrnn.disk import (
     write_json,
 )
 from charrnn.errors import CheckpointError, RunFolderError, TakenFolderError
+from charrnn.layout import BEST, LAST, LOCK, LOG, RESULT, generation, step_of_generation
 from charrnn.storage.checkpoint import (
-    BEST,
-    LAST,
     Checkpoint,
     DamagedCheckpointError,
     load,
@@ -49,10 +47,7 @@ from charrnn.storage.checkpoint import (
 )
 from charrnn.storage.lock import PATIENCE, Lock, alive, take_lock
 from charrnn.storage.metrics import Log
-from charrnn.text.files import LOCK, LOG, RESULT
 from charrnn.wording import resume_command, shown
-
-_GENERATION = re.compile(r"step-(\d{8,})\.safetensors")
 
 
 class RunFolder:
@@ -266,9 +261,9 @@ class RunFolder:
         with replacing(last) as fd:
             write(fd, checkpoint)
             if earlier is not None and earlier != step and self.keep > 0:
-                generation = self.path / f"step-{earlier:08d}.safetensors"
-                _link(last, generation)
-                self._whole[generation] = earlier
+                kept = self.path / generation(earlier)
+                _link(last, kept)
+                self._whole[kept] = earlier
         self._whole[last] = step
         self._removable = []
         self._prune()
@@ -387,7 +382,7 @@ class RunFolder:
         """Remove the temporary files of dead processes; this one has none yet."""
         for path in _entries(self.path):
             name, pid = unfinished(path.name) or ("", 0)
-            ours = name in (BEST, LAST, LOG, RESULT) or _GENERATION.fullmatch(name)
+            ours = name in (BEST, LAST, LOG, RESULT) or step_of_generation(name) is not None
             if ours and (pid == os.getpid() or not alive(pid)):
                 with suppress(OSError):
                     path.unlink()
@@ -408,9 +403,9 @@ def _entries(folder: Path) -> list[Path]:
 def _generations(folder: Path) -> list[Path]:
     """Return the earlier checkpoints, newest first."""
     found = [
-        (int(match[1]), path)
+        (step, path)
         for path in _entries(folder)
-        if (match := _GENERATION.fullmatch(path.name))
+        if (step := step_of_generation(path.name)) is not None
     ]
     return [path for _, path in sorted(found, reverse=True)]
 

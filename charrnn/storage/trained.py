@@ -13,8 +13,14 @@ from torch import Tensor
 from charrnn.compute.machine import worker
 from charrnn.config import ModelConfig
 from charrnn.errors import CheckpointError
+from charrnn.layout import BEST, LAST
 from charrnn.network.model import CharModel, outline
-from charrnn.storage.checkpoint import BEST, LAST, Checkpoint, find, load, read_description
+from charrnn.storage.checkpoint import (
+    Checkpoint,
+    find,
+    load,
+    read_description,
+)
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import shown
 

@@ -1,7 +1,4 @@
-"""Turn names into files: those on a command line, and the embedded corpus.
-
-Also the names of a run's own files, by which its folder is recognised.
-"""
+"""Turn names into files: those on a command line, and the embedded corpus."""
 
 from __future__ import annotations
 
@@ -19,19 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from charrnn.errors import CorpusError
+from charrnn.layout import OF_RUNS
 from charrnn.wording import reason, shown
 
-#: Lock file, held by the process that trains.
-LOCK = "lock"
-#: A run's log.
-LOG = "metrics.jsonl"
-#: The result of a finished run of a comparison.
-RESULT = "result.json"
-#: What a comparison compares.
-PLAN = "comparison.json"
-#: A folder with all files of one of these sets is a run's or a comparison's. It is not read as
-#: text: what runs write there would make the text a different one at every start.
-OF_RUNS = ({LOCK, LOG}, {PLAN})
 #: The beginning of a web address, also after its conversion to a path.
 ADDRESS = re.compile(r"(^|/)(https?|ftp):/")
 #: The wildcards of a pattern.

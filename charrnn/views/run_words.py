@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from charrnn.compute.device import kind_in_words
+from charrnn.layout import LAST
 from charrnn.nats import in_bits
 from charrnn.runs.run import RunSummary
 from charrnn.runs.status import RunStatus
-from charrnn.storage.checkpoint import LAST
 from charrnn.text.files import EMBEDDED
 from charrnn.wording import command_line, counted, duration, resume_command, shown
 
