@@ -27,6 +27,7 @@ from charrnn.inference.baselines import MOST_COMPRESSED
 from charrnn.network import optimiser
 from charrnn.runs.comparison import RunResult
 from charrnn.runs.planning import LEAST_TIMED
+from charrnn.runs.schedule import LEAST_SCORED, Schedule
 from charrnn.storage.reading import MOST_FILES
 from tests.conftest import Cli, documented_fields
 from tests.promises import PROMISES
@@ -239,7 +240,7 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"{recipe.ONE_RATE['sgd']['lr']:g}.",
         f"in bands of at most {optimiser.BAND} rows",
         f"{recipe.MOST_WARMUP_STEPS} steps of warm-up",
-        f"a cosine down to {100 * recipe.Schedule.FLOOR:g} %.",
+        f"a cosine down to {100 * Schedule.FLOOR:g} %.",
         f"| LSTM: {decay('lstm', 'p = 16', 32)}; GRU: {decay('gru', 'p = 8', 16)} "
         f"| {decay('rnn', 'p = 2', 4)}; {decay('rnn', '16', 32)} |",
         f"from {recipe.MANY_SYMBOLS['lstm']} symbols on (RNN: {recipe.MANY_SYMBOLS['rnn']:,})",
@@ -252,7 +253,7 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"then 1 / (1 + {(recipe.FLATTEST - 1) / log2(recipe.FLATTEST_FROM):g} log2(p)), "
         f"from p = {recipe.FLATTEST_FROM} on {recipe.loss_temperature(65, recipe.FLATTEST_FROM)}. "
         f"From {recipe.RARE_SYMBOLS} symbols on 1.",
-        f"{recipe.LEAST_SCORED:,} characters at least, in few minutes {LEAST_TIMED:,}.",
+        f"{LEAST_SCORED:,} characters at least, in few minutes {LEAST_TIMED:,}.",
         f"Nesterov's momentum, {optimiser.MOMENTUM}.",
         f"betas of {optimiser.BETAS[0]} and {optimiser.BETAS[1]} and",
     ):

@@ -23,11 +23,11 @@ from charrnn import recipe
 from charrnn.config import PrecisionName, TrainConfig
 from charrnn.inference.evaluation import Interrupted, Scores
 from charrnn.network.capture import UpdateResult
-from charrnn.recipe import Schedule
-from charrnn.runs import planning, training
+from charrnn.runs import planning, schedule, training
 from charrnn.runs.events import Event, Finished, Logged, Paused, Planned, Validated
 from charrnn.runs.planning import Planner
 from charrnn.runs.run import Progress, Run, SavedState
+from charrnn.runs.schedule import Schedule
 from charrnn.runs.training import train
 
 HELD_OUT = 600
@@ -543,7 +543,7 @@ def test_validations_at_steps_that_are_given_do_not_wait_for_the_plan(
     kinds = [type(event) for _, event in told.events]
     assert kinds[: kinds.index(Planned)].count(Validated) >= 3
     # As many as the expected speed allows.
-    assert {event.scores.characters for event in validated} == {recipe.LEAST_SCORED}
+    assert {event.scores.characters for event in validated} == {schedule.LEAST_SCORED}
     assert 0.95 * 60 < told.seconds < 1.05 * 60
 
 

@@ -49,6 +49,7 @@ from charrnn.runs.events import (
 from charrnn.runs.planning import Planner
 from charrnn.runs.resuming import _other_machine, resume
 from charrnn.runs.run import Progress, Run, SavedState
+from charrnn.runs.schedule import Schedule
 from charrnn.runs.starting import start
 from charrnn.runs.training import train
 from charrnn.storage.checkpoint import load, save
@@ -155,7 +156,7 @@ def weights_by_hand(run: Run, options: dict[str, Any]) -> list[Tensor]:
     lanes = Lanes(run.train, run.vocabulary, 3, 17, options.get("loss_last"))
     torch.manual_seed(9)
     for step, batch in enumerate(islice(lanes.batches(), 3)):
-        factor = recipe.Schedule(2, 20).factor(step)  # the warm-up is a tenth of 20 updates
+        factor = Schedule(2, 20).factor(step)  # the warm-up is a tenth of 20 updates
         rule.set_rates(config.lr * factor, config.lr_adam * factor)
         update(batch)
     return list(model.parameters())
@@ -279,7 +280,7 @@ def test_a_row_sums_up_the_updates_since_the_last(
         assert row["learning_rate"] == pytest.approx(part[-1][2]), "the rate of the last update"
     assert 0 < run.progress.clipped_steps < 23
     for step, (_, _, rate) in enumerate(seen):
-        assert rate == pytest.approx(run.config.lr * recipe.Schedule(3, 23).factor(step))
+        assert rate == pytest.approx(run.config.lr * Schedule(3, 23).factor(step))
 
 
 def test_what_it_starts_from_is_the_checkpoint_itself(start_run: StartRun, trained: Path) -> None:
@@ -515,7 +516,7 @@ def test_a_smaller_budget_ends_a_warm_up_that_is_longer_than_its_own(
     assert (again.progress.step, again.config.warmup_steps) == (20, 5)
     log = [row for row in log_of(run.folder.path) if "learning_rate" in row]
     (rate,) = (row["learning_rate"] for row in log if row["step"] == 10)
-    assert rate == pytest.approx(again.config.lr * recipe.Schedule(5, 20).factor(9))
+    assert rate == pytest.approx(again.config.lr * Schedule(5, 20).factor(9))
 
 
 @pytest.mark.parametrize("many_symbols", [False, True])
@@ -1344,7 +1345,7 @@ def test_both_rates_follow_the_schedule(
     rates: list[tuple[float, float]] = []
     monkeypatch.setattr(run.update.optimiser, "set_rates", lambda *both: rates.append(both))
     list(train(run))
-    factors = [recipe.Schedule(2, 20).factor(step) for step in range(20)]
+    factors = [Schedule(2, 20).factor(step) for step in range(20)]
     assert rates == [(run.config.lr * f, run.config.lr_adam * f) for f in factors]
     assert max(factors) > 10 * factors[-1]
 

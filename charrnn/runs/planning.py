@@ -10,17 +10,10 @@ import math
 from bisect import bisect_right
 from dataclasses import replace
 
-from charrnn.recipe import (
-    Schedule,
-    guessed_speed,
-    matrix_weights,
-    plan_validations,
-    pressure,
-    regularisers,
-    warmup_steps,
-)
+from charrnn.recipe import guessed_speed, matrix_weights, pressure, regularisers, warmup_steps
 from charrnn.runs.events import Planned
 from charrnn.runs.run import Run
+from charrnn.runs.schedule import Schedule, plan_validations
 
 #: A budget in minutes is planned again if the run would miss it by more than this share of it ...
 OFF_PLAN = 0.05

@@ -21,9 +21,9 @@ from charrnn import __version__
 from charrnn.compute.machine import processor
 from charrnn.config import ModelConfig, TrainConfig
 from charrnn.errors import CharrnnError, CheckpointError, CorpusError, RunFolderError
-from charrnn.recipe import Schedule
 from charrnn.runs.resuming import resume
 from charrnn.runs.run import Progress
+from charrnn.runs.schedule import Schedule
 from charrnn.storage.checkpoint import Checkpoint, load, read_description, save
 from charrnn.storage.reading import TextRecord
 from charrnn.storage.runfolder import RunFolder
