@@ -234,7 +234,7 @@ def our_update(cell: CellName, size: Size, windows: Tensor, dtype: torch.dtype) 
     optimiser = MuonAdamW(model, weight_decay=config.weight_decay)
     optimiser.set_rates(config.lr, config.lr_adam)
     update = Update(model, optimiser, config)
-    batches = cycle([Batch(x_TB, y_TB, False, x_TB.numel(), unknown=0) for x_TB, y_TB in windows])
+    batches = cycle([Batch(x_TB, y_TB, False, len(x_TB), unknown=0) for x_TB, y_TB in windows])
     for _ in range(EAGER_UPDATES + 1):
         update(next(batches))
     if update.capture.failure:
@@ -292,7 +292,7 @@ def measure_updates(size: Size, rounds: int) -> list[Row]:
 def measure_scoring(rounds: int) -> dict[str, float]:
     """Return the characters per second of scoring and of an update's forward pass.
 
-    The model is the LSTM that a CPU trains by default; the text is random letters.
+    The model is an LSTM of 384 units with an embedding of 64; the text is random letters.
     """
     symbols = "".join(map(chr, range(32, 32 + 64)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -138,7 +138,7 @@ class TestLanes:
         assert len(text) - 1 - length * batch_size < batch_size  # what is never read
         for number in range(2):
             a_pass = batches[number * lanes.steps_per_epoch :][: lanes.steps_per_epoch]
-            assert [batch.first for batch in a_pass] == [i == 0 for i in range(len(a_pass))]
+            assert [batch.begins_epoch for batch in a_pass] == [i == 0 for i in range(len(a_pass))]
             x_ids, y_ids = lanes_of(a_pass, lanes.stride)
             for lane in range(batch_size):
                 start = lane * length
@@ -191,9 +191,9 @@ class TestLanes:
     ) -> None:
         lanes, vocabulary = view
         for step, batch in enumerate(islice(lanes.batches(), lanes.steps_per_epoch + 2)):
-            pass_index, batch_index, offset = lanes.position(step)
-            assert pass_index * lanes.steps_per_epoch + batch_index == step
-            assert (batch_index == 0) == batch.first
+            epoch, batch_index, offset = lanes.position(step)
+            assert epoch * lanes.steps_per_epoch + batch_index == step
+            assert (batch_index == 0) == batch.begins_epoch
             seen = vocabulary.decode(batch.x_TB[:, 0])
             assert text[offset : offset + len(seen)] == seen
 

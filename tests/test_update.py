@@ -93,8 +93,8 @@ def test_a_window_as_long_as_the_lane_is_full_bptt(
     loss = setting.prices(0, setting.length).mean()
     gradient = setting.gradient(loss)
     first, second = islice(setting.lanes.batches(), 2)
-    assert first.first
-    assert second.first, "one window is one pass"
+    assert first.begins_epoch
+    assert second.begins_epoch, "one window is one pass"
     result = setting.update(first)
     assert_close(result.loss, loss.detach())
     assert_close(setting.last_gradient(), gradient)
@@ -415,7 +415,7 @@ def test_gpu_no_replay_moves_a_weight_after_what_is_no_number(
 def test_gpu_every_replay_drops_other_units(tmp_path: Path) -> None:
     setting = Setting(tmp_path, "lstm", lanes=3, bptt=7, device="cuda", dropout_masks=3)
     setting.model.set_dropout(0.5, 0.3)
-    batch = replace(next(iter(setting.lanes.batches())), first=True)
+    batch = replace(next(iter(setting.lanes.batches())), begins_epoch=True)
     losses = [setting.update(batch).loss.item() for _ in range(9)]
     assert setting.update.capture.failure is None
     assert setting.update.capture._graph is not None

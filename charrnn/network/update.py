@@ -135,15 +135,14 @@ class Update:
         """
         x_TB = batch.x_TB.to(self.device, non_blocking=True)
         y_TB = batch.y_TB.to(self.device, non_blocking=True)
-        if batch.first or self.config.reset_state:
+        if batch.begins_epoch or self.config.reset_state:
             for state in self.hidden:
                 for part_BH in state:
                     part_BH.zero_()
-        counted = batch.characters // x_TB.shape[1]
         # A graph has fixed shapes; a pass's last, shorter window runs without it.
         if self.device.type == "cuda" and len(x_TB) == self.config.bptt:
-            return self.capture(self._update, x_TB, y_TB, counted)
-        return self._update(x_TB, y_TB, counted)
+            return self.capture(self._update, x_TB, y_TB, batch.counted)
+        return self._update(x_TB, y_TB, batch.counted)
 
     def _update(self, x_TB: Tensor, y_TB: Tensor, counted: int) -> UpdateResult:
         for weight in self._weights:

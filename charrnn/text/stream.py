@@ -99,13 +99,18 @@ class Batch:
     """The characters read, int64."""
     y_TB: Tensor
     """The character after each of them, to be predicted, int64."""
-    first: bool
+    begins_epoch: bool
     """Whether a pass begins here: the hidden state must be zero."""
-    characters: int
-    """Predictions whose loss counts: those of the last ``characters // B`` time steps."""
+    counted: int
+    """Time steps whose loss counts: the last ones of the window."""
     unknown: int
-    """How many of these predict a character that the vocabulary lacks. Characters held back do
-    not count: the vocabulary has them, whatever they are read as."""
+    """How many predictions that count are of a character that the vocabulary lacks. Those of
+    characters held back are not: the vocabulary has them, whatever they are read as."""
+
+    @property
+    def characters(self) -> int:
+        """Predictions whose loss counts, over all lanes."""
+        return self.counted * self.x_TB.shape[1]
 
 
 class Lanes:
@@ -159,8 +164,8 @@ class Lanes:
 
         The other lanes' characters follow at distances of (n - 1) // B.
         """
-        pass_index, batch_index = divmod(step, self.steps_per_epoch)
-        return pass_index, batch_index, batch_index * self.stride
+        epoch, batch_index = divmod(step, self.steps_per_epoch)
+        return epoch, batch_index, batch_index * self.stride
 
     def batches(self, step: int = 0) -> Iterator[Batch]:
         """Yield the batches from a step on, without end.
@@ -170,19 +175,19 @@ class Lanes:
         Raises:
             CorpusError: a file is gone, unreadable, or changed since the scan.
         """
-        pass_index, first_batch, _ = self.position(step)
+        epoch, first_batch, _ = self.position(step)
         while True:
-            yield from self._batches_of_pass(pass_index, first_batch)
-            pass_index, first_batch = pass_index + 1, 0
+            yield from self._batches_of_epoch(epoch, first_batch)
+            epoch, first_batch = epoch + 1, 0
 
-    def _batches_of_pass(self, pass_index: int, first_batch: int) -> Iterator[Batch]:
+    def _batches_of_epoch(self, epoch: int, first_batch: int) -> Iterator[Batch]:
         start = first_batch * self.stride
         readers = [
             Reader(self._part, self._vocabulary, lane * self._length + start)
             for lane in range(self.batch_size)
         ]
         context = self.bptt - self.stride
-        read_as_V = self._vocabulary.read_as(self._held_back, pass_index)
+        read_as_V = self._vocabulary.read_as(self._held_back, epoch)
         # What a window shares with the one before, and a character that was a target there.
         kept_BT = np.stack([reader.read(context + 1) for reader in readers])
         for batch_index in range(first_batch, self.steps_per_epoch):
@@ -195,7 +200,7 @@ class Lanes:
             yield Batch(
                 x_TB=ids_TB[:-1],
                 y_TB=ids_TB[1:],
-                first=batch_index == 0,
-                characters=new * self.batch_size,
+                begins_epoch=batch_index == 0,
+                counted=new,
                 unknown=int(self._vocabulary.is_unknown(new_BT).sum()),
             )

@@ -212,16 +212,16 @@ class Vocabulary:
             codes = codes[:0]
         return np.sort(self.encode_codes(codes))
 
-    def read_as(self, held_back: Ids, pass_index: int) -> NDArray[np.int64]:
+    def read_as(self, held_back: Ids, epoch: int) -> NDArray[np.int64]:
         """Return, for every id, the id that it is read as in a pass over the training part.
 
         Args:
             held_back: from ``held_back``: every second of these ids is read as the unknown symbol,
                 the first, third ... in pass 0, the others in pass 1, and so on.
-            pass_index: which pass, from 0.
+            epoch: which pass over the text, from 0.
         """
         read_as_V = np.arange(self.size, dtype=np.int64)
-        read_as_V[held_back[pass_index % 2 :: 2]] = UNKNOWN
+        read_as_V[held_back[epoch % 2 :: 2]] = UNKNOWN
         return read_as_V
 
     def _codes(self, text: str | bytes) -> Codes:
