@@ -52,7 +52,10 @@ def main() -> None:
     sys.stderr = lossy(sys.stderr)
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as ``__main__`` has left it
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(run_command(sys.argv[1:]))
+    code = run_command(sys.argv[1:])
+    # All is done. Ctrl-C now would only interrupt what libraries do at exit, with a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -72,7 +75,7 @@ def common(
         bool,
         typer.Option(
             "--version",
-            help="Print the version and leave.",
+            help="Print the version and exit.",
             callback=_show_version,
             is_eager=True,  # before a missing command is reported
         ),

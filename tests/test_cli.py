@@ -199,6 +199,17 @@ main()
 """
 
 
+def test_ctrl_c_after_the_last_line_changes_nothing() -> None:
+    """Python would end with exit code 0 and a traceback from what a library does at exit."""
+    code = (
+        "import atexit, os, signal, sys; from charrnn import cli; sys.argv[1:] = ['--version'];"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT)); cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("charrnn ")
+
+
 @pytest.mark.parametrize(
     "words",
     [
