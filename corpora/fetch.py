@@ -163,9 +163,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("name", nargs="?", choices=[text.name for text in TEXTS], metavar="NAME")
-    what.add_argument("--list", action="store_true", help="show the texts and leave")
+    what.add_argument("--list", action="store_true", help="show the texts and exit")
     parser.add_argument(
-        "--to", type=Path, default=Path(__file__).parent, metavar="DIR", help="default: beside me"
+        "--to", type=Path, default=Path(__file__).parent, metavar="DIR", help="default: my folder"
     )
     options = parser.parse_args(arguments)
     if options.list:

@@ -147,12 +147,12 @@ def compare(
     as_json: options.AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only notes and the table.")] = False,
 ) -> int:
-    """Train several cells on the same text and tell which is ahead.
+    """Train several cells on the same text and say which does best.
 
     All read the same text in the same order, with the same layers and lanes, and have the same
     number of parameters (--match hidden: the same width). With --minutes a faster cell reads more.
     Learning rates, weight decay, dropout and its masks, weight drop and loss temperature are each
-    cell's own unless you give them. Ctrl-C saves and leaves. A run whose loss is no longer finite
+    cell's own unless you give them. Ctrl-C saves and exits. A run whose loss is no longer finite
     is left out, and --resume tries it again.
 
     The page of --report is made when all runs are done. For a comparison that is finished already,

@@ -82,8 +82,9 @@ def evaluate(
     per_char: Annotated[
         Path | None,
         typer.Option(
+            metavar="FILE",
             help="Write the negative log-likelihood of each character, in nats, to this file: a "
-            "line of JSON each."
+            "line of JSON each.",
         ),
     ] = None,
     show: Annotated[
@@ -110,9 +111,10 @@ def evaluate(
     give both: --text says where it is now.
 
     It prints nats and bits per character, bits per byte and perplexity, over every character but
-    the first. A character that a model does not know is charged in full: the unknown symbol's price
-    plus that of spelling the character out. --after, --per-char and --show score as --exact does,
-    or as --dynamic where that is given.
+    the first; and how far the best of several models is ahead on such text. A character that a
+    model does not know is charged in full: the unknown symbol's price plus that of spelling the
+    character out. --after, --per-char and --show score as --exact does, or as --dynamic where that
+    is given.
     """
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = EvaluateConfig(exact=exact, dynamic=dynamic, by_position=by_position, after=after)

@@ -61,15 +61,17 @@ def inspect(
     spectral_radius: Annotated[
         list[float] | None,
         typer.Option(
+            metavar="RADIUS",
             help="Also show the gradient flow with the recurrent matrices scaled to this spectral "
-            "radius; may be given several times."
+            "radius; may be given several times.",
         ),
     ] = None,
     bptt: Annotated[
         list[int] | None,
         typer.Option(
+            metavar="N",
             help="Compare the gradient by windows of this length with the full one (default: "
-            "powers of 2); may be given several times."
+            "powers of 2); may be given several times.",
         ),
     ] = None,
     loss_last: Annotated[

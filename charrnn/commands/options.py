@@ -175,7 +175,7 @@ def grouped(groups: dict[str, str]) -> type[TyperCommand]:
             for one in self.get_params(ctx):
                 name, said = one.get_help_record(ctx) or ("", "")
                 if one.param_type_name == "argument":
-                    arguments.append((name, said))
+                    arguments.append((name.partition(" <")[0], said))
                 else:
                     options[one.opts[-1]] = (name, said)
             rows = {"Arguments": arguments}

@@ -31,7 +31,7 @@ def sample(
             help="Text to continue (default: a line break); - reads standard input.",
         ),
     ] = "",
-    length: Annotated[int, typer.Option(help="How many new characters; 0: without end.")] = 1000,
+    length: Annotated[int, typer.Option(help="How many new characters; 0: no limit.")] = 1000,
     temperature: Annotated[
         float,
         typer.Option(help="Below 1 safer, above 1 wilder; 0: always the likeliest character."),

@@ -72,7 +72,7 @@ def train(
         bool,
         typer.Option(
             "--resume",
-            help="Go on with the run in --run, exactly as it was, on its device.",
+            help="Continue the run in --run exactly where it stopped, on the device it used.",
         ),
     ] = False,
     init_from: Annotated[
@@ -182,7 +182,7 @@ def train(
     """Train a model on a text.
 
     The last tenth of the text is held out to validate. The run's folder gets the best and the last
-    checkpoint and a log; its path is printed on stdout at the end. Ctrl-C saves and leaves.
+    checkpoint and a log; its path is printed on stdout at the end. Ctrl-C saves and exits.
 
     Whatever you do not give is chosen by rule, from the size of the text, the device and the
     budget. What is chosen is shown, most of it before the first step.
