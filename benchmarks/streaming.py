@@ -77,8 +77,8 @@ def measure_text(name: str, texts: Sequence[str], rounds: int, batches: int) -> 
         ],
         rounds,
     )
-    megabytes = part.bytes / 1e6
-    is_ascii = part.bytes < 1.1 * part.characters  # or nearly
+    megabytes = part.encoded_size() / 1e6
+    is_ascii = part.encoded_size() < 1.1 * part.characters  # or nearly
     rows = [
         Row(name, "scan", megabytes / seconds[0], "MB/s"),
         Row(name, "text to ids", megabytes / seconds[1], "MB/s", 200 if is_ascii else 100),

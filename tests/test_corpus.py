@@ -92,7 +92,7 @@ class TestDecoding:
         assert text_of(part, block_bytes=read_bytes) == text[start:stop]
         assert part.counts == Counter(map(ord, text[start:stop]))
         if encoding == "utf-8":
-            assert part.bytes == len(text[start:stop].encode())
+            assert part.encoded_size() == len(text[start:stop].encode())
 
     @settings(max_examples=100)
     @given(content=st.binary(min_size=1), block_bytes=st.integers(1, 9))
@@ -105,7 +105,7 @@ class TestDecoding:
         assert all(block.dtype == np.uint8 for block in codes)
         assert b"".join(block.tobytes() for block in codes) == content
         assert corpus.counts == Counter(content)
-        assert corpus.whole.bytes == corpus.characters == len(content)
+        assert corpus.whole.encoded_size() == corpus.characters == len(content)
 
     @settings(max_examples=300)
     @given(content=st.binary(), block_bytes=st.integers(1, 9))
@@ -182,8 +182,8 @@ class TestDecoding:
         corpus = scan([name], encoding, block_bytes=block_bytes)
         assert text_of(corpus.whole) == MIXED
         assert text_of(corpus.whole, 11) == MIXED[11:]
-        assert corpus.whole.bytes == len(content)
-        assert corpus.part(0, 2).bytes == len(MIXED[:2].encode(codec))
+        assert corpus.whole.encoded_size() == len(content)
+        assert corpus.part(0, 2).encoded_size() == len(MIXED[:2].encode(codec))
         (note,) = corpus.notes
         assert "byte order mark" in note
 
@@ -192,7 +192,7 @@ class TestDecoding:
         assert text_of(corpus.whole) == "na\u00ef\u00df"
         for cut in range(1, 4):
             parts = corpus.part(0, cut), corpus.part(cut, 4)
-            assert sum(part.bytes for part in parts) == 9
+            assert sum(part.encoded_size() for part in parts) == 9
         with pytest.raises(CorpusError, match="is not utf-7 text"):
             scan([write(tmp_path / "lone", b"x+2AAAYQ")], "utf-7")
 
@@ -352,7 +352,7 @@ class TestManyFiles:
         corpus = scan(names, block_bytes=block_bytes)
         assert len(corpus.files) == len(names)
         assert corpus.characters == len(text)
-        assert corpus.whole.bytes == len(text.encode())
+        assert corpus.whole.encoded_size() == len(text.encode())
         for start in range(len(text) + 1):
             assert text_of(corpus.whole, start, block_bytes=5) == text[start:]
 
@@ -369,7 +369,7 @@ class TestManyFiles:
             assert text_of(part.last(4)) == text[start:stop][-4:]
             if part.characters:
                 assert text_of(part.predicted) == text[start + 1 : stop]
-            assert part.bytes == len(text[start:stop].encode())
+            assert part.encoded_size() == len(text[start:stop].encode())
             assert b"".join(part.encoded(block_bytes=3)) == text[start:stop].encode()
             assert part.counts == Counter(map(ord, text[start:stop]))
 
@@ -387,7 +387,7 @@ class TestManyFiles:
         # and one at the end with the last character.
         content = "ab漢字cd漢".encode("iso2022_jp")
         corpus = scan([write(tmp_path / "text", content)], "iso2022_jp", block_bytes=3)
-        sizes = [corpus.part(i, i + 1).bytes for i in range(7)]
+        sizes = [corpus.part(i, i + 1).encoded_size() for i in range(7)]
         assert sizes == [1, 1, 3 + 2, 2, 3 + 1, 1, 3 + 2 + 3]
         assert sum(sizes) == len(content)
         for i in range(7):
@@ -399,7 +399,7 @@ class TestManyFiles:
         corpus = scan([write(tmp_path / "text", text, encoding)], encoding, block_bytes=11)
         for cut in range(len(text) + 1):
             left, right = corpus.part(0, cut), corpus.part(cut, len(text))
-            assert left.bytes + right.bytes == corpus.whole.bytes
+            assert left.encoded_size() + right.encoded_size() == corpus.whole.encoded_size()
 
     def test_the_same_stretch_in_another_encoding(self, tmp_path: Path) -> None:
         name = write(tmp_path / "text", "aé漢" * 4)
@@ -459,7 +459,7 @@ class TestSplit:
         assert valid is not None
         assert train.counts == {ord("紅"): 50}
         assert valid.counts == {ord("a"): 50}
-        assert (train.bytes, valid.bytes) == (150, 50)
+        assert (train.encoded_size(), valid.encoded_size()) == (150, 50)
 
 
 class TestUnreadable:
@@ -724,7 +724,7 @@ class TestChangedSinceTheScan:
         status = path.stat()
         path.write_bytes(content)
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-        for read in (lambda: list(corpus.whole.codes(block_bytes=1000)), lambda: middle.bytes):
+        for read in (lambda: list(corpus.whole.codes(block_bytes=1000)), middle.encoded_size):
             with pytest.raises(CorpusError) as error:
                 read()
             assert_one_line(error, "text changed since it was scanned: leave a text alone")

@@ -110,7 +110,7 @@ def compressed_nats(
         CorpusError: the text changed since it was scanned.
     """
     compressor = COMPRESSORS[name]()
-    size, read, whole = 0, 0, part.bytes
+    size, read, whole = 0, 0, part.encoded_size()
     for block in part.encoded():
         size += len(compressor.compress(block))
         read += len(block)

@@ -170,7 +170,7 @@ def score(
         nats_N=tuple(spelled_N.tolist()),
         characters=predictions,
         unknown=int(unknown_N.sum()),
-        bytes=part.predicted.bytes,
+        bytes=part.predicted.encoded_size(),
         seconds=time.perf_counter() - started,
     )
 
@@ -321,7 +321,7 @@ def total(
         nats_N=tuple(nats_N.tolist()),
         characters=predictions,
         unknown=unknown,
-        bytes=part.predicted.bytes,
+        bytes=part.predicted.encoded_size(),
         seconds=seconds,
     )
 

@@ -83,26 +83,32 @@ def train(run: Run, should_stop: Callable[[], str | None] = lambda: None) -> Ite
         with Clock() as clock:
             yield from _Loop(run, should_stop, clock).events()
     except Exception as error:
-        is_foreseen = isinstance(error, CharrnnError)
-        if is_foreseen and not isinstance(error, RunFolderError):
-            raise  # its message already says how to go on
-        is_taken = isinstance(error, TakenFolderError)
-        best = run.folder.path / BEST
-        if run.saved is None and is_foreseen and not is_taken and os.path.exists(best):  # noqa: PTH110
-            # The folder would refuse the same command, and has no state to resume from.
-            again = f"remove {shown(best)} and {LOG} before you start again"
-            if run.owner is not None:
-                again = f"go on with: {run.owner}"
-            raise RunFolderError(f"{error}; nothing to go on from is saved: {again}") from error
-        if run.saved is None or not run.is_kept(error):
+        told = _saying_how_to_go_on(run, error)
+        if told is error:
             raise
-        saved = (
-            f"step {run.saved.progress.step:,} is saved whole: go on from it with: {run.command()}"
-        )
-        if is_foreseen:
-            raise RunFolderError(f"{error}; {saved}") from error
-        error.add_note(saved)
-        raise
+        raise told from error
+
+
+def _saying_how_to_go_on(run: Run, error: Exception) -> Exception:
+    """Return an error that ended a run, with what is saved and how to go on from it."""
+    is_foreseen = isinstance(error, CharrnnError)
+    if is_foreseen and not isinstance(error, RunFolderError):
+        return error  # its message already says how to go on
+    is_taken = isinstance(error, TakenFolderError)
+    best = run.folder.path / BEST
+    if run.saved is None and is_foreseen and not is_taken and os.path.exists(best):  # noqa: PTH110
+        # The folder would refuse the same command, and has no state to resume from.
+        again = f"remove {shown(best)} and {LOG} before you start again"
+        if run.owner is not None:
+            again = f"go on with: {run.owner}"
+        return RunFolderError(f"{error}; nothing to go on from is saved: {again}")
+    if run.saved is None or not run.is_kept(error):
+        return error
+    saved = f"step {run.saved.progress.step:,} is saved whole: go on from it with: {run.command()}"
+    if is_foreseen:
+        return RunFolderError(f"{error}; {saved}")
+    error.add_note(saved)
+    return error
 
 
 class _Loop:
@@ -179,14 +185,7 @@ class _Loop:
                 return
             if self._save_due():
                 yield self._save()
-            batch = next(batches)
-            # Read the config each time: a plan may have replaced it.
-            factor = self.planner.rate_factor()
-            progress.learning_rate = run.config.lr * factor
-            run.update.optimiser.set_rates(progress.learning_rate, run.config.lr_adam * factor)
-            self.pending.append((run.update(batch), batch))
-            progress.step += 1
-            progress.characters += batch.characters
+            self._update(next(batches))
             row_is_due = progress.step % LOG_EVERY == 0 or run.is_over
             # On a CPU every update is checked before the next; a GPU is not made to wait.
             if run.device.type != "cuda" or row_is_due:
@@ -196,6 +195,17 @@ class _Loop:
                 if run.update.capture.failure and not told_uncaptured:
                     told_uncaptured = True
                     yield Uncaptured(run.update.capture.failure)
+
+    def _update(self, batch: Batch) -> None:
+        """Make one update; nobody has looked at its result yet."""
+        run, progress = self.run, self.run.progress
+        # Read the config each time: a plan may have replaced it.
+        factor = self.planner.rate_factor()
+        progress.learning_rate = run.config.lr * factor
+        run.update.optimiser.set_rates(progress.learning_rate, run.config.lr_adam * factor)
+        self.pending.append((run.update(batch), batch))
+        progress.step += 1
+        progress.characters += batch.characters
 
     def _tick(self) -> None:
         """Add the time since the last tick to the run's clock."""

@@ -12,7 +12,6 @@ kills the process. Every later read compares the file with what the scan saw.
 
 from __future__ import annotations
 
-import builtins
 import hashlib
 import os
 from bisect import bisect_left, bisect_right
@@ -265,15 +264,14 @@ class Part:
         """Return the end, at most ``characters`` long."""
         return Part(self.corpus, max(self.start, self.stop - characters), self.stop)
 
-    @property
-    def bytes(self) -> int:
-        """Encoded size: the bytes that the characters take in the files.
+    def encoded_size(self) -> int:
+        """Return the number of bytes that the characters take in the files.
 
         Reads the files at both ends of the part; errors as in ``codes``.
         """
         return sum(stop - start for _, start, stop in self._stretches())
 
-    def encoded(self, *, block_bytes: int = BLOCK_BYTES) -> Iterator[builtins.bytes]:
+    def encoded(self, *, block_bytes: int = BLOCK_BYTES) -> Iterator[bytes]:
         """Yield the bytes that the characters take in the files; errors as in ``codes``.
 
         Encoding the characters again could give other bytes, or fail: many encodings have
@@ -302,8 +300,11 @@ class Part:
             return False
         if self.corpus.encoding == other.corpus.encoding:
             return (self.start, self.stop) == (other.start, other.stop)
-        before, before_other = self.corpus.part(0, self.start), other.corpus.part(0, other.start)
-        return (before.bytes, self.bytes) == (before_other.bytes, other.bytes)
+
+        def in_bytes(part: Part) -> tuple[int, int]:
+            return part.corpus.part(0, part.start).encoded_size(), part.encoded_size()
+
+        return in_bytes(self) == in_bytes(other)
 
     def codes(
         self, start: int = 0, *, block_bytes: int = BLOCK_BYTES
