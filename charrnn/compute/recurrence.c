@@ -143,33 +143,6 @@ INLINE void rnn_gradients(const int narrow, share s, const float *h, const void 
         d[j] = (dh[j] + load(narrow, d_out, at + j)) * (1.0f - h[j] * h[j]);
 }
 
-void rnn_backward(long threads, long apart, long narrow, long steps, long lanes, long hidden,
-                  const void *panels, const float *states, const void *d_out, float *dh, void *d,
-                  float *room)
-{
-    const matrix m = as_matrix(panels, hidden, 1, hidden, narrow ? NARROWS : FLOATS);
-    IN_PARALLEL {
-        const share s = share_of(m, threads, apart, lanes, hidden, room);
-        for (long t = steps - 1; t >= 0; t--) {
-            for (long row = 0; row < s.rows; row++) {
-                const long at = t * lanes + s.first + row;
-                const float *h = states + (at + lanes) * hidden;
-                const float *later = dh + (s.first + row) * hidden;
-                if (narrow) {
-                    rnn_gradients(1, s, h, d_out, at * hidden, later, s.wide);
-                    narrow_units(s, 1, hidden, s.wide, m.inner, (uint16_t *)d + at * m.inner);
-                } else
-                    rnn_gradients(0, s, h, d_out, at * hidden, later, (float *)d + at * hidden);
-            }
-            WAIT
-            multiply_lanes(m, s, d, t * lanes + s.first, hidden);
-            for (long row = 0; row < s.rows; row++)
-                memcpy(dh + (s.first + row) * hidden + s.from,
-                       s.sums + row * width_of(m) + s.from, (s.to - s.from) * sizeof *dh);
-        }
-    }
-}
-
 INLINE void lstm_gradients(const int narrow, share s, long hidden, const float *c,
                            const float *kept, const void *d_out, long at, const float *dh,
                            float *dc, float *d)
@@ -188,38 +161,9 @@ INLINE void lstm_gradients(const int narrow, share s, long hidden, const float *
     }
 }
 
-void lstm_backward(long threads, long apart, long narrow, long steps, long lanes, long hidden,
-                   const void *panels, const float *cells, const float *kept, const void *d_out,
-                   float *dh, float *dc, void *d, float *room)
-{
-    const matrix m = as_matrix(panels, 4 * hidden, 1, hidden, narrow ? NARROWS : FLOATS);
-    IN_PARALLEL {
-        const share s = share_of(m, threads, apart, lanes, hidden, room);
-        for (long t = steps - 1; t >= 0; t--) {
-            for (long row = 0; row < s.rows; row++) {
-                const long at = t * lanes + s.first + row;
-                const float *c = cells + at * hidden, *gates = kept + at * 5 * hidden;
-                const float *later = dh + (s.first + row) * hidden;
-                float *dc_row = dc + (s.first + row) * hidden;
-                if (narrow) {
-                    lstm_gradients(1, s, hidden, c, gates, d_out, at * hidden, later, dc_row,
-                                   s.wide);
-                    narrow_units(s, 4, hidden, s.wide, m.inner, (uint16_t *)d + at * m.inner);
-                } else
-                    lstm_gradients(0, s, hidden, c, gates, d_out, at * hidden, later, dc_row,
-                                   (float *)d + at * 4 * hidden);
-            }
-            WAIT
-            multiply_lanes(m, s, d, t * lanes + s.first, 4 * hidden);
-            for (long row = 0; row < s.rows; row++)
-                memcpy(dh + (s.first + row) * hidden + s.from,
-                       s.sums + row * width_of(m) + s.from, (s.to - s.from) * sizeof *dh);
-        }
-    }
-}
-
 /*   d        gradients before the sigmas of r and z, and of m
  *   d_n      [H]: gradient before n's tanh
+ *   dh       on return only what z hands on; the product adds the rest
  */
 INLINE void gru_gradients(const int narrow, share s, long hidden, const float *h,
                           const float *kept, const void *d_out, long at, float *dh, float *d,
@@ -239,36 +183,46 @@ INLINE void gru_gradients(const int narrow, share s, long hidden, const float *h
     }
 }
 
-/*   d_n      [T, B, H], typed, written: gradient before n's tanh */
-void gru_backward(long threads, long apart, long narrow, long steps, long lanes, long hidden,
-                  const void *panels, const float *states, const float *kept, const void *d_out,
-                  float *dh, void *d, void *d_n, float *room)
+/*   cell     RNN, LSTM or GRU
+ *   d_n      [T, B, H], typed, written: a GRU's gradient before n's tanh; else null
+ */
+void backward(long threads, long apart, long narrow, long steps, long lanes, long hidden,
+              const void *panels, long cell, const float *states, const float *cells,
+              const float *kept, const void *d_out, float *dh, float *dc, void *d, void *d_n,
+              float *room)
 {
-    const matrix m = as_matrix(panels, 3 * hidden, 1, hidden, narrow ? NARROWS : FLOATS);
+    const long gates = gates_of(cell);
+    const matrix m = as_matrix(panels, gates * hidden, 1, hidden, narrow ? NARROWS : FLOATS);
     IN_PARALLEL {
         const share s = share_of(m, threads, apart, lanes, hidden, room);
         for (long t = steps - 1; t >= 0; t--) {
             for (long row = 0; row < s.rows; row++) {
-                const long at = t * lanes + s.first + row;
-                const float *h = states + at * hidden, *gates = kept + at * 4 * hidden;
-                float *later = dh + (s.first + row) * hidden, *wide_n = s.wide + 3 * hidden;
-                if (narrow) {
-                    gru_gradients(1, s, hidden, h, gates, d_out, at * hidden, later, s.wide,
-                                  wide_n);
-                    narrow_units(s, 3, hidden, s.wide, m.inner, (uint16_t *)d + at * m.inner);
-                    narrow_units(s, 1, hidden, wide_n, hidden, (uint16_t *)d_n + at * hidden);
-                } else
-                    gru_gradients(0, s, hidden, h, gates, d_out, at * hidden, later,
-                                  (float *)d + at * 3 * hidden, (float *)d_n + at * hidden);
+                const long at = t * lanes + s.first + row, own = (s.first + row) * hidden;
+                float *d_row = narrow ? s.wide : (float *)d + at * gates * hidden;
+                float *d_n_row = narrow || !d_n ? s.wide + 3 * hidden : (float *)d_n + at * hidden;
+                if (cell == RNN) {
+                    FOR_TYPE(rnn_gradients, s, states + (at + lanes) * hidden, d_out, at * hidden,
+                             dh + own, d_row)
+                } else if (cell == LSTM) {
+                    FOR_TYPE(lstm_gradients, s, hidden, cells + at * hidden,
+                             kept + at * 5 * hidden, d_out, at * hidden, dh + own, dc + own, d_row)
+                } else {
+                    FOR_TYPE(gru_gradients, s, hidden, states + at * hidden, kept + at * 4 * hidden,
+                             d_out, at * hidden, dh + own, d_row, d_n_row)
+                }
+                if (narrow)
+                    narrow_units(s, gates, hidden, s.wide, m.inner, (uint16_t *)d + at * m.inner);
+                if (narrow && d_n)
+                    narrow_units(s, 1, hidden, d_n_row, hidden, (uint16_t *)d_n + at * hidden);
             }
             WAIT
-            multiply_lanes(m, s, d, t * lanes + s.first, 3 * hidden);
+            multiply_lanes(m, s, d, t * lanes + s.first, gates * hidden);
             for (long row = 0; row < s.rows; row++) {
                 const float *sum = s.sums + row * width_of(m);
-                float *later = dh + (s.first + row) * hidden;
+                float *dh_row = dh + (s.first + row) * hidden;
                 EACH_UNIT
                 for (long j = s.from; j < s.to; j++)
-                    later[j] += sum[j];
+                    dh_row[j] = cell == GRU ? dh_row[j] + sum[j] : sum[j];
             }
         }
     }

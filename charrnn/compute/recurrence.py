@@ -47,7 +47,7 @@ class Loops(Multiplier):
 
     FILE = "recurrence.c"
     FUNCTIONS = (
-        "forward", "rnn_backward", "lstm_backward", "gru_backward", "sum_rows", "weight_gradient",
+        "forward", "backward", "sum_rows", "weight_gradient",
     )  # fmt: skip
     SIZES = ("gradient_room",)
 
@@ -77,11 +77,9 @@ class Loops(Multiplier):
         dh_BH: Tensor,
     ) -> Tensor:
         """Return the gradient before each tanh, [T, B, H], typed."""
-        narrow, d_out_TBH = self._typed(narrow, d_out_TBH)
-        d_TBH = self._room_for(narrow, d_out_TBH, len(weight_HH))
-        tensors = (states_TBH, d_out_TBH, dh_BH, d_TBH)
-        self._run("rnn_backward", narrow, weight_HH, states_TBH, *tensors)
-        return d_TBH[..., : len(weight_HH)]
+        tensors = (states_TBH, None, None, d_out_TBH, dh_BH, None)
+        d_TBH, _ = self._backward("rnn", narrow, weight_HH, *tensors)
+        return d_TBH
 
     def lstm_forward(
         self,
@@ -115,11 +113,9 @@ class Loops(Multiplier):
         dc_BH: Tensor,
     ) -> Tensor:
         """Return the gradients of i, f, g and o before their functions, [T, B, 4H], typed."""
-        narrow, d_out_TBH = self._typed(narrow, d_out_TBH)
-        d_TBG = self._room_for(narrow, d_out_TBH, len(weight_GH))
-        tensors = (cells_TBH, kept_TBGH, d_out_TBH, dh_BH, dc_BH, d_TBG)
-        self._run("lstm_backward", narrow, weight_GH, cells_TBH, *tensors)
-        return d_TBG[..., : len(weight_GH)]
+        tensors = (None, cells_TBH, kept_TBGH, d_out_TBH, dh_BH, dc_BH)
+        d_TBG, _ = self._backward("lstm", narrow, weight_GH, *tensors)
+        return d_TBG
 
     def gru_forward(
         self,
@@ -153,12 +149,10 @@ class Loops(Multiplier):
 
         Both are typed.
         """
-        narrow, d_out_TBH = self._typed(narrow, d_out_TBH)
-        d_n_TBH = torch.empty_like(d_out_TBH)
-        d_TBG = self._room_for(narrow, d_out_TBH, len(weight_GH))
-        tensors = (states_TBH, kept_TBGH, d_out_TBH, dh_BH, d_TBG, d_n_TBH)
-        self._run("gru_backward", narrow, weight_GH, states_TBH, *tensors)
-        return d_TBG[..., : len(weight_GH)], d_n_TBH
+        tensors = (states_TBH, None, kept_TBGH, d_out_TBH, dh_BH, None)
+        d_TBG, d_n_TBH = self._backward("gru", narrow, weight_GH, *tensors)
+        assert d_n_TBH is not None
+        return d_TBG, d_n_TBH
 
     def sum_rows(self, x_TBN: Tensor, which_TB: Tensor | None = None, count: int = 1) -> Tensor:
         """Return sums over time and lanes, [D, N], in float32.
@@ -217,10 +211,30 @@ class Loops(Multiplier):
         self._run("forward", narrow, weight_GH.t(), states_TBH, number, *tensors)
         return typed_TBH[..., :hidden]
 
-    def _typed(self, narrow: bool, d_out_TBH: Tensor) -> tuple[bool, Tensor]:
-        """Return whether a backward loop is in bf16, and the gradient in its type."""
+    def _backward(
+        self,
+        cell: CellName,
+        narrow: bool,
+        weight_GH: Tensor,
+        states_TBH: Tensor | None,
+        cells_TBH: Tensor | None,
+        kept_TBGH: Tensor | None,
+        d_out_TBH: Tensor,
+        dh_BH: Tensor,
+        dc_BH: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Call the backward loop; return the gradients before the gates' functions, and of n."""
         narrow = narrow and self.multiplies_bf16
-        return narrow, d_out_TBH.to(_TYPES[narrow]).contiguous()
+        d_out_TBH = d_out_TBH.to(_TYPES[narrow]).contiguous()
+        d_TBG = self._room_for(narrow, d_out_TBH, len(weight_GH))
+        d_n_TBH = torch.empty_like(d_out_TBH) if cell == "gru" else None
+        like_TBH = states_TBH if states_TBH is not None else cells_TBH
+        assert like_TBH is not None
+        given = (states_TBH, cells_TBH, kept_TBGH, d_out_TBH)
+        tensors = (*given, dh_BH, dc_BH, d_TBG, d_n_TBH)
+        number = CELL_NAMES.index(cell)
+        self._run("backward", narrow, weight_GH, like_TBH, number, *tensors)
+        return d_TBG[..., : len(weight_GH)], d_n_TBH
 
     def _room_for(self, narrow: bool, like_TBH: Tensor, columns: int) -> Tensor:
         """Return a typed tensor to be written, [T, B, columns], in bf16 padded for the product."""
