@@ -49,7 +49,7 @@ from charrnn.network.model import CharModel, outline
 from charrnn.network.optimiser import MuonAdamW
 from charrnn.network.update import Update, window_loss
 from charrnn.recipe import Choices, choose
-from charrnn.text.corpus import scan
+from charrnn.text.scanning import scan
 from charrnn.text.stream import Batch
 from charrnn.text.vocabulary import Vocabulary
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from charrnn.compute.machine import machine
 from charrnn.errors import CorpusError
-from charrnn.text.corpus import scan
 from charrnn.text.files import embedded_corpus
+from charrnn.text.scanning import scan
 
 ROOT = Path(__file__).parent.parent
 

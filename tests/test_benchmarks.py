@@ -37,7 +37,7 @@ from charrnn.inference.evaluation import score
 from charrnn.inference.stepper import NumpyStepper
 from charrnn.network.capture import UpdateResult
 from charrnn.storage.trained import load_model
-from charrnn.text.corpus import scan
+from charrnn.text.scanning import scan
 from tests.conftest import make_prose
 
 ROOT = Path(__file__).parent.parent

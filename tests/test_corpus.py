@@ -21,8 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charrnn.errors import CorpusError, UsageError
-from charrnn.text.corpus import Corpus, TextFile, scan, split
+from charrnn.text.corpus import (
+    Corpus,
+    TextFile,
+    split,
+)
 from charrnn.text.decoding import text_encoding
+from charrnn.text.scanning import scan
 from tests.conftest import assert_one_line, text_of, write
 
 # Characters of one to four bytes in utf-8, CRLF, lone CR, a combining mark, plane 16.

@@ -41,7 +41,7 @@ from charrnn.runs.events import (
 from charrnn.runs.run import Run
 from charrnn.runs.starting import start
 from charrnn.storage.runfolder import RunFolder
-from charrnn.text.corpus import scan
+from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.display import Display, _LiveTerminal, open_display
 from charrnn.views.terminal import Output, say_on, to_json

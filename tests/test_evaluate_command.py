@@ -20,7 +20,8 @@ from charrnn.inference.baselines import COMPRESSORS
 from charrnn.runs.subject import load_subjects
 from charrnn.storage.checkpoint import load, read_description, save
 from charrnn.storage.trained import load_model
-from charrnn.text.corpus import Corpus, _scan_file, scan
+from charrnn.text.corpus import Corpus
+from charrnn.text.scanning import _scan_file, scan
 from tests.conftest import (
     QUICK,
     Cli,
@@ -89,7 +90,7 @@ class TestEvaluate:
             read.append(path)
             return _scan_file(path, *rest)
 
-        monkeypatch.setattr("charrnn.text.corpus._scan_file", scan_file)
+        monkeypatch.setattr("charrnn.text.scanning._scan_file", scan_file)
         models = (run, run / "last.safetensors")
         options = [word.format(folder=folder) for word in words.split()]
         result = cli("evaluate", *models, *options, "--baselines", "--json")

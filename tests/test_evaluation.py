@@ -29,7 +29,7 @@ from charrnn.inference.evaluation import (
 )
 from charrnn.network.model import CharModel, Hidden
 from charrnn.storage.trained import load_model
-from charrnn.text.corpus import scan
+from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import UNKNOWN, Vocabulary
 from charrnn.views.score_words import assessments_say
 from tests import small

@@ -11,7 +11,6 @@ import pytest
 
 from charrnn.errors import CorpusError
 from charrnn.layout import PLAN
-from charrnn.text.corpus import scan
 from charrnn.text.files import (
     absolute_names,
     embedded_corpus,
@@ -21,6 +20,7 @@ from charrnn.text.files import (
     takes_in,
     text_within,
 )
+from charrnn.text.scanning import scan
 from tests.conftest import assert_one_line, text_of, write
 
 

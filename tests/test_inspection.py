@@ -32,7 +32,7 @@ from charrnn.config import MEASUREMENTS, CellName, InspectConfig, TrainConfig
 from charrnn.errors import UsageError
 from charrnn.storage.checkpoint import load, save
 from charrnn.storage.trained import load_model
-from charrnn.text.corpus import scan
+from charrnn.text.scanning import scan
 from charrnn.views.inspection_view import print_inspection
 from charrnn.views.inspection_words import (
     NORMS_SAY,

@@ -963,7 +963,7 @@ def test_what_is_measured_comes_from_the_commands() -> None:
     sources = [path.read_text(encoding="utf-8") for path in (ROOT / "lesson").glob("*.py")]
     imported = re.compile(r"^from charrnn\.?([\w.]*) import", re.MULTILINE)
     used = {name for source in sources for name in imported.findall(source)}
-    texts = {"errors", "text.corpus", "text.files", "wording"}
+    texts = {"errors", "text.scanning", "text.files", "wording"}
     assert used == texts | {"", "analysis.activity", "compute.machine", "views.figures"}
 
 

@@ -29,7 +29,7 @@ from charrnn.runs.comparison_plan import Plan
 from charrnn.storage.metrics import read_log, read_metrics
 from charrnn.storage.reading import recorded_part
 from charrnn.storage.trained import load_model
-from charrnn.text.corpus import scan
+from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.portrait import (
     SAMPLE,

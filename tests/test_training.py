@@ -55,7 +55,7 @@ from charrnn.runs.training import train
 from charrnn.storage.checkpoint import load, save
 from charrnn.storage.runfolder import RunFolder
 from charrnn.storage.trained import load_model
-from charrnn.text.corpus import scan
+from charrnn.text.scanning import scan
 from charrnn.text.stream import Batch, Lanes
 from tests.conftest import (
     FakeClock,

@@ -11,7 +11,7 @@ from charrnn.analysis.stretch import read_stretch
 from charrnn.analysis.unrolled import GATES, unroll_model
 from charrnn.config import CellName
 from charrnn.errors import CorpusError
-from charrnn.text.corpus import scan
+from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary
 from tests.small import ALPHABET, make_model, vocabulary
 

@@ -20,7 +20,7 @@ from charrnn.network.capture import UpdateResult
 from charrnn.network.model import CharModel, Hidden
 from charrnn.network.optimiser import OPTIMISERS, MuonAdamW
 from charrnn.network.update import Update, clip, window_loss
-from charrnn.text.corpus import scan
+from charrnn.text.scanning import scan
 from charrnn.text.stream import Batch, Lanes
 from charrnn.text.vocabulary import Vocabulary
 from tests.conftest import make_prose

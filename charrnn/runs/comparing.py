@@ -60,10 +60,13 @@ from charrnn.storage.reading import (
 )
 from charrnn.storage.runfolder import RunFolder, has_state
 from charrnn.storage.trained import chosen_in, load_model, trained_by
-from charrnn.text.corpus import Part, scan
+from charrnn.text.corpus import (
+    Part,
+)
 from charrnn.text.files import (
     embedded_corpus,
 )
+from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import comparison_command, joined, shown
 

@@ -41,9 +41,12 @@ from charrnn.storage.reading import (
 )
 from charrnn.storage.runfolder import RunFolder
 from charrnn.storage.trained import described, prefixed, with_weights
-from charrnn.text.corpus import Part, scan
+from charrnn.text.corpus import (
+    Part,
+)
 from charrnn.text.decoding import text_encoding
 from charrnn.text.files import absolute_names, embedded_corpus
+from charrnn.text.scanning import scan
 from charrnn.text.stream import Lanes
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import (

@@ -31,9 +31,13 @@ from charrnn.storage.reading import (
 )
 from charrnn.storage.runfolder import RunFolder
 from charrnn.storage.trained import described, prefixed, with_weights
-from charrnn.text.corpus import Corpus, Part, scan
+from charrnn.text.corpus import (
+    Corpus,
+    Part,
+)
 from charrnn.text.decoding import BYTES
 from charrnn.text.files import embedded_corpus
+from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import MANY_UNKNOWN, Vocabulary, listed
 from charrnn.wording import counted, shown
 

@@ -36,10 +36,13 @@ from charrnn.storage.reading import (
 )
 from charrnn.storage.runfolder import files_of_run
 from charrnn.storage.trained import load_model
-from charrnn.text.corpus import Part, scan
+from charrnn.text.corpus import (
+    Part,
+)
 from charrnn.text.files import (
     EMBEDDED,
 )
+from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary, listed
 from charrnn.wording import counted, shown
 

@@ -19,9 +19,10 @@ from charrnn.storage.checkpoint import (
     Checkpoint,
     read_description,
 )
-from charrnn.text.corpus import DIGEST, Corpus, Part, Split, exact, scan, split
+from charrnn.text.corpus import DIGEST, Corpus, Part, Split, exact, split
 from charrnn.text.decoding import BYTES, is_own_name, text_encoding
 from charrnn.text.files import EMBEDDED, absolute_names, embedded_corpus, text_within
+from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import shown
 

@@ -1,13 +1,12 @@
-"""Turn files into text: the scan by blocks, the split, the fingerprint.
+"""A text in files: read from any of its characters, cut into parts.
 
 A corpus may be larger than memory, so nothing here ever holds a whole text.
-``scan`` reads every file once, by blocks: it decodes them, counts characters
-by code point, hashes the bytes, and notes where each block begins in bytes
-and in characters, with the decoder's state there. With that index, a
-``Part`` can start at any character by reading from the block before it.
+``scanning.scan`` has noted where blocks of the files begin in bytes and in
+characters, with the decoder's state there. With that index, a ``Part`` can
+start at any character by reading from the block before it.
 
 Text is read with ``read``, never mapped: a mapping of a file that shrinks
-kills the process. Every later read compares the file with what the scan saw.
+kills the process. Every read compares the file with what the scan saw.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -26,9 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.errors import CorpusError
-from charrnn.text.decoding import BYTES, Codes, Decoder, State, byte_order_mark, text_encoding
-from charrnn.text.files import NotTextError, cannot_read, find_files, several
-from charrnn.text.not_text import packed, undecodable, with_nul, with_swapped_mark
+from charrnn.text.decoding import BYTES, Codes, Decoder, State
 from charrnn.wording import reason, shown
 
 #: Bytes between two entries of the seek index, and the size of the scan's reads. Smaller makes
@@ -36,13 +33,11 @@ from charrnn.wording import reason, shown
 #: their temporary arrays fragment the heap: the scan of 1.3 GB of C left it 10 MB larger with
 #: 1 << 17, 17 MB with 1 << 18, 55 MB with 1 << 20.
 BLOCK_BYTES = 1 << 17
-#: Bytes at a file's beginning that tell what kind of file it is.
-_HEAD = 8
 #: Hexadecimal digits of a file's digest.
 DIGEST = 16
 
 
-class _Block(NamedTuple):
+class Block(NamedTuple):
     """Where decoding can begin: one entry of a file's seek index."""
 
     characters: int
@@ -53,7 +48,7 @@ class _Block(NamedTuple):
     """The decoder's state there; its first item holds the bytes of an incomplete character."""
 
 
-class _Identity(NamedTuple):
+class Identity(NamedTuple):
     """What shows that a file is still the one that was scanned."""
 
     device: int
@@ -62,7 +57,8 @@ class _Identity(NamedTuple):
     modified_ns: int
 
     @classmethod
-    def of(cls, status: os.stat_result) -> _Identity:
+    def of(cls, status: os.stat_result) -> Identity:
+        """Return the identity of a file, from what the system says of it."""
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
@@ -83,9 +79,9 @@ class TextFile:
     whatever the file is called and wherever it lies."""
     ends_line: bool
     """Whether its last character is a line break, or there is none."""
-    blocks: tuple[_Block, ...] = field(repr=False)
+    blocks: tuple[Block, ...] = field(repr=False)
     """The seek index; the last entry is the file's end."""
-    identity: _Identity = field(repr=False, compare=False)
+    identity: Identity = field(repr=False, compare=False)
     """As the scan found it, or as it was when its bytes were last found to be the same."""
 
     @property
@@ -117,7 +113,7 @@ class TextFile:
             raise self._changed_to(found)
         return data
 
-    def _read(self, offset: int, count: int) -> tuple[bytes, _Identity]:
+    def _read(self, offset: int, count: int) -> tuple[bytes, Identity]:
         """Return bytes of the file now at this path, and its identity."""
         with self.path.open("rb", buffering=0) as stream:
             stream.seek(offset)
@@ -125,12 +121,12 @@ class TextFile:
             # One call may return less, for example from a network file system.
             while len(data) < count and (more := stream.read(count - len(data))):
                 data += more
-            return data, _Identity.of(os.fstat(stream.fileno()))
+            return data, Identity.of(os.fstat(stream.fileno()))
 
     def _know_again(self) -> None:
         """Accept the file now at this path as this one if it has the same bytes."""
         with self.path.open("rb", buffering=0) as stream:
-            found = _Identity.of(os.fstat(stream.fileno()))
+            found = Identity.of(os.fstat(stream.fileno()))
             if found.size != self.size:
                 return
             digest = hashlib.file_digest(stream, "sha256").hexdigest()[:DIGEST]
@@ -138,7 +134,7 @@ class TextFile:
                 # Harmless on a frozen object: the text is the same, only the file differs.
                 object.__setattr__(self, "identity", found)
 
-    def _changed_to(self, found: _Identity) -> CorpusError:
+    def _changed_to(self, found: Identity) -> CorpusError:
         """Return the error for a file that is no longer as it was scanned."""
         then = self.identity
         if found.size != self.size:
@@ -351,12 +347,12 @@ class Part:
         subtracted from the whole's. Errors as in ``codes``.
         """
         if 2 * self.characters <= self.corpus.characters:
-            return _as_dict(_count(self))
+            return by_code_point(_count(self))
         rest = np.zeros(0, np.int64)
         for start, stop in ((0, self.start), (self.stop, self.corpus.characters)):
-            rest = _add(rest, _count(Part(self.corpus, start, stop)))
+            rest = add_counts(rest, _count(Part(self.corpus, start, stop)))
         counts = dict(self.corpus.counts)
-        for code, count in _as_dict(rest).items():
+        for code, count in by_code_point(rest).items():
             counts[code] = counts.get(code, 0) - count
             if counts[code] < 0:  # a file changed; which one is unknown
                 raise self.corpus.files[-1].changed()
@@ -399,184 +395,6 @@ def split(corpus: Corpus, valid_share: float = 0.1, test_share: float = 0.0) -> 
     return Split(
         corpus.part(0, train_stop), held_out(train_stop, valid_stop), held_out(valid_stop, total)
     )
-
-
-def scan(
-    texts: Sequence[str],
-    encoding: str = "utf-8",
-    *,
-    block_bytes: int = BLOCK_BYTES,
-) -> Corpus:
-    """Read every file once and return the corpus.
-
-    Files named directly must be text in this encoding; in folders and among the
-    matches of a pattern, those that are not are left out, and a note says so.
-
-    Args:
-        texts: files, folders and patterns, as ``find_files`` takes them.
-        encoding: any text encoding that Python knows, or ``bytes``.
-        block_bytes: bytes read at a time and between two entries of the seek index.
-
-    Raises:
-        CorpusError: a file is missing, unreadable, binary, wrongly encoded, or changes
-            while it is read; or there is no text at all.
-        UsageError: there is no such encoding.
-    """
-    encoding = text_encoding(encoding)
-    found = find_files(texts)
-    hasher = hashlib.sha256()
-    counts = np.zeros(0, np.int64)
-    files: list[TextFile] = []
-    skipped: dict[Path, NotTextError] = {}
-    characters = 0
-    for path in found.files:
-        # Copies, because the hashes and counts of a file that is not text are thrown away. For
-        # the first file that is not empty, its own hash and the corpus's are the same.
-        is_later = any(file.size for file in files)
-        hashers = [hasher.copy(), *([hashlib.sha256()] if is_later else [])]
-        try:
-            file, file_counts = _scan_file(path, encoding, characters, hashers, block_bytes)
-        except NotTextError as error:
-            if path in found.explicit:
-                raise
-            skipped[path] = error
-            continue
-        hasher = hashers[0]
-        counts = _add(counts, file_counts)
-        characters += file.characters
-        files.append(file)
-
-    if characters == 0:
-        raise _no_text(texts, encoding, list(skipped.values()), found.notes)
-    return Corpus(
-        files=tuple(files),
-        encoding=encoding,
-        characters=characters,
-        fingerprint=hasher.hexdigest(),
-        notes=(*found.notes, *_notes(files, skipped, encoding)),
-        counts=_as_dict(counts),
-    )
-
-
-def _scan_file(
-    path: Path,
-    encoding: str,
-    start: int,
-    hashers: list[hashlib._Hash],
-    block_bytes: int,
-) -> tuple[TextFile, NDArray[np.int64]]:
-    """Read one file for ``scan``; return it with its counts by code point.
-
-    All hashers get its bytes; the last one gets only these.
-    """
-    decoder = Decoder(encoding)
-    counts = np.zeros(0, np.int64)
-    blocks: list[_Block] = []
-    characters = 0
-    last = "\n"
-    try:
-        with path.open("rb", buffering=0) as stream:
-            identity = _Identity.of(os.fstat(stream.fileno()))
-            head = stream.read(_HEAD)
-            if head and identity.size == 0:
-                raise NotTextError(
-                    f"{shown(path)} has no known size, like all files in /proc: name a copy",
-                    "of no known size",
-                )
-            mark = byte_order_mark(head, encoding)
-            if refusal := with_swapped_mark(path, encoding, head):
-                raise refusal
-            decoder.decode(mark, final=False)  # the state remembers the byte order
-            hashers[-1].update(mark)
-            if mark and len(hashers) > 1:
-                # A mark between files is dropped, but within a file it is text: files joined
-                # beforehand are a different text and must have a different hash.
-                hashers[0].update(hashlib.sha256(mark).digest())
-            offset = stream.seek(len(mark))
-            while True:
-                state = decoder.state()
-                blocks.append(_Block(characters, offset, state))
-                # No further than its size at the start: a file that grows might never end.
-                if not (data := stream.read(min(block_bytes, identity.size - offset))):
-                    break
-                final = offset + len(data) == identity.size
-                try:
-                    codes = decoder.decode(data, final=final)
-                except UnicodeError as error:
-                    raise undecodable(
-                        path, encoding, error, data=data, state=state, offset=offset,
-                        size=identity.size, head=head,
-                    ) from None  # fmt: skip
-                if len(blocks) == 1 and encoding != BYTES and not codes.all():
-                    raise with_nul(path, encoding, codes, head)
-                for hasher in hashers:
-                    hasher.update(data)
-                counts = _add(counts, np.bincount(codes))
-                characters += len(codes)
-                if len(codes):
-                    last = chr(codes[-1])
-                offset += len(data)
-            unchanged = _Identity.of(os.fstat(stream.fileno())) == identity
-    except OSError as error:
-        raise cannot_read(path, error) from None
-    if not unchanged or offset != identity.size:
-        raise CorpusError(
-            f"{shown(path)} changed while it was read: wait until nothing writes to it"
-        )
-    file = TextFile(
-        path=path,
-        start=start,
-        characters=characters,
-        size=identity.size,
-        mark=len(mark),
-        digest=hashers[-1].hexdigest()[:DIGEST],
-        ends_line=last.splitlines() == [""],
-        blocks=tuple(blocks),
-        identity=identity,
-    )
-    return file, counts
-
-
-def _no_text(
-    texts: Sequence[str], encoding: str, why_not: list[NotTextError], notes: Sequence[str]
-) -> CorpusError:
-    """Return the error for texts without any character, with why files were skipped."""
-    names = ", ".join(map(shown, texts[:3])) + ", ..." * (len(texts) > 3)
-    has_folders = any(map(os.path.isdir, texts))
-    why = "; ".join(notes) or "it is empty" + ", hidden files aside" * has_folders
-    if why_not:
-        text = encoding if encoding == BYTES else f"{encoding} text"
-        why = f"none of its files can be read as {text}; {why_not[0]}"
-    return CorpusError(f"no text in {names}: {why}")
-
-
-def _notes(
-    files: list[TextFile], skipped: Mapping[Path, NotTextError], encoding: str
-) -> Iterator[str]:
-    """Yield notes for the user on the files that were read and those that were left out."""
-    left_out: dict[str, list[Path]] = {}
-    for path, error in skipped.items():
-        left_out.setdefault(error.reason or f"not {encoding} text", []).append(path)
-    for why, paths in left_out.items():
-        yield several(paths, f"left out ({why})")
-    if encoding == BYTES:
-        yield from _as_they_are(files)
-    if marked := [file.path for file in files if file.mark]:
-        yield several(marked, "read without its byte order mark")
-    *before, _ = (file for file in files if file.characters)
-    unended = [file.path for file in before if not file.ends_line]
-    if unended and encoding != BYTES:
-        yield several(unended, "no line break at its end, so it runs into the next")
-
-
-def _as_they_are(files: list[TextFile]) -> Iterator[str]:
-    """Yield notes on packed files, whose packed bytes are learned instead of their text."""
-    found: dict[str, list[Path]] = {}
-    for file in files:
-        if said := packed(file.read(0, _HEAD)):
-            found.setdefault(said[0], []).append(file.path)
-    for what, paths in found.items():
-        yield several(paths, f"{what}, and read as it is")
 
 
 class _Cursor:
@@ -622,11 +440,11 @@ def _count(part: Part) -> NDArray[np.int64]:
     """Return occurrences by code point, read from the files."""
     counts = np.zeros(0, np.int64)
     for codes in part.codes():
-        counts = _add(counts, np.bincount(codes))
+        counts = add_counts(counts, np.bincount(codes))
     return counts
 
 
-def _add(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+def add_counts(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the sum of two arrays of counts, made in the longer one.
 
     A new array for every block would be a megabyte once a text has had an emoji.
@@ -636,5 +454,6 @@ def _add(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
     return long
 
 
-def _as_dict(counts: NDArray[np.int64]) -> dict[int, int]:
+def by_code_point(counts: NDArray[np.int64]) -> dict[int, int]:
+    """Return code point -> occurrences, for those that occur."""
     return {int(code): int(counts[code]) for code in np.flatnonzero(counts)}
