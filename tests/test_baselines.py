@@ -197,6 +197,16 @@ class TestKneserNey:
         assert losses[2] >= losses[1], "there a search would end that takes the first minimum"
         assert best == min(losses, key=losses.__getitem__) == 6
 
+    @pytest.mark.parametrize(
+        ("losses", "order"), [([5, 6, 6, 6, 4], 1), ([5, 6, 6, 4, 6, 6, 6, 3], 4)]
+    )
+    def test_three_orders_in_vain_end_the_search(
+        self, losses: list[float], order: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        tried = iter(losses)
+        monkeypatch.setattr(KneserNey, "prices", lambda self, ids: np.array([next(tried)]))
+        assert choose_order(np.zeros(100, np.uint8), 2) == order
+
     def test_noise_is_of_order_one(self) -> None:
         noise = np.random.default_rng(1).integers(0, 9, 5000).astype(np.uint8)
         assert choose_order(noise, 9) == 1

@@ -779,3 +779,11 @@ class TestChangedSinceTheScan:
         with pytest.raises(CorpusError) as error:
             scan([name])
         assert_one_line(error, "text changed while it was read")
+
+
+def test_a_part_elsewhere_in_the_text_is_not_the_same_in_another_encoding(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("abcdefghij" * 3)
+    text, data = scan([str(path)]), scan([str(path)], "bytes")
+    assert text.part(5, 15).is_same_as(data.part(5, 15))
+    assert not text.part(5, 15).is_same_as(data.part(6, 16))

@@ -44,7 +44,7 @@ from charrnn.storage.runfolder import RunFolder
 from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.display import Display, _LiveTerminal, open_display
-from charrnn.views.terminal import Output, say_on, to_json
+from charrnn.views.terminal import Output, in_rows, say_on, to_json
 from charrnn.wording import duration, printable
 from tests.conftest import ENVIRONMENT, refusing
 
@@ -198,6 +198,14 @@ class TestPlain:
             display.show(Planned(steps, 100, 50, before=before))
             told.append(capsys.readouterr().err != "")
         assert told == [True, False, True, False]
+
+    def test_a_plan_says_how_much_of_the_minutes_is_left(
+        self, run: Run, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run.progress.seconds = 60 * 12.5
+        assert "epochs; 47:30 to go; " in said(run, PLANNED, capsys)
+        run.progress.seconds = 60 * 61
+        assert "epochs; 0 s to go; " in said(run, PLANNED, capsys)
 
     def test_a_plan_of_steps_says_what_follows_it(
         self, run: Run, capsys: pytest.CaptureFixture[str]
@@ -515,6 +523,7 @@ class TestJson:
         assert rows[4] == {"text": SAMPLED.text}
         assert rows[5] == {"path": "run/last.safetensors", "step": 1200}
         assert rows[7]["reason"] == "done"
+        assert rows[7]["go_on"] is None
         assert rows[7]["best_step"] == 1100
 
     def test_the_page_has_the_fields_of_every_event(
@@ -916,3 +925,7 @@ JOINED = "می\u200cروم \u0915\u094d\u200d co\u00adop \u200f"
 )
 def test_printable_neutralises_what_steers_a_terminal(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+def test_a_row_is_as_wide_as_there_is_room_for() -> None:
+    assert in_rows("abcdefgh", 4) == ["abcd", "efgh"]

@@ -154,6 +154,9 @@ def test_scores_that_are_no_numbers_are_shown_and_refused(
     assert 0 < good < 10
     assert bad is None
     assert f"charrnn: {huge}: its loss is not finite: train anew with a lower --lr\n" in done.err
+    code, said = run_unread("evaluate", huge, "--text", prose, "--device", "cpu")
+    assert code == 1, "also if nobody reads the scores"
+    assert said.endswith("its loss is not finite: train anew with a lower --lr\n")
 
 
 @pytest.mark.parametrize("name", ["evaluate", "inspect"])

@@ -754,3 +754,8 @@ def test_whatever_happens_a_plan_is_kept_as_far_as_possible(simulate: Simulate) 
             is_early = at - before < 0.099 * budget
             is_forced = new.total_steps > old.total_steps or at > budget
             assert not is_early or is_forced, number
+
+
+def test_each_pause_is_told_by_itself(simulate: Simulate) -> None:
+    told = simulate(World(update=0.1, pauses=[(3.0, 80), (120.0, 25)]))
+    assert told.only(Paused) == [Paused(80), Paused(25)]

@@ -123,6 +123,18 @@ def test_each_cell_has_its_own_fastest_way(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @needs_compiler
+def test_each_number_of_threads_has_its_own_fastest_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A way of more threads than there are now would write beyond its room."""
+    monkeypatch.setattr("charrnn.compute.products._LEAST_BYTES", 1)
+    fastest: dict[Hashable, Fastest] = {}
+    monkeypatch.setattr(recurrence.loops(), "_fastest", fastest)
+    for there in (2, 1):
+        monkeypatch.setattr(torch, "get_num_threads", partial(int, there))
+        run("lstm", torch.float32)
+    assert len(fastest) == 2 * 2
+
+
+@needs_compiler
 @pytest.mark.parametrize(
     ("there", "expected"),
     [

@@ -21,6 +21,7 @@ import torch
 from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.storage import lock, runfolder
 from charrnn.storage.checkpoint import Checkpoint, find, load, save
+from charrnn.storage.lock import alive
 from charrnn.storage.metrics import read_metrics
 from charrnn.storage.runfolder import RunFolder, files_of_run, has_state
 from tests.conftest import names, open_files, refusing, said
@@ -754,3 +755,11 @@ def test_the_log_of_a_run_that_goes_on(tmp_path: Path) -> None:
         folder.rewind_log(1)
         folder.log({"step": 3})
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == [{"step": 1}, {"step": 3}]
+
+
+def test_a_process_of_another_user_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(pid: int, signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr("os.kill", refused)
+    assert alive(4711)

@@ -194,9 +194,16 @@ class TestSample:
             ("bytes", b"\xc3\xa9\x1b\r\n\xff\xc3", "é\ufffd\n\ufffd\ufffd\n"),
         ],
     )
+    @pytest.mark.parametrize("together", [0.0, 1e9], ids=["one by one", "together"])
     def test_a_terminal_gets_nothing_that_steers_it(
-        self, monkeypatch: pytest.MonkeyPatch, encoding: str, drawn: str | bytes, seen: str
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        encoding: str,
+        drawn: str | bytes,
+        seen: str,
+        together: float,
     ) -> None:
+        monkeypatch.setattr("charrnn.views.sample_view.TOGETHER", together)
         codes = Counter(map(ord, drawn) if isinstance(drawn, str) else drawn)
         vocabulary = Vocabulary.from_counts(codes, encoding, 1)
         screen = io.StringIO()

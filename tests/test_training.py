@@ -991,6 +991,7 @@ def test_a_plan_sets_rate_dropout_and_decay(
     longer, shape = Planner(wide).adopt(50_000), wide.model.config
     assert (longer.dropout, longer.weight_drop) == (shape.dropout, shape.weight_drop)
     assert 0 < shape.weight_drop < shape.dropout, "the event tells both"
+    assert {cell.weight_drop for cell in wide.model.layers()} == {shape.weight_drop}
 
 
 @pytest.mark.parametrize(
@@ -1061,7 +1062,7 @@ def chosen(run: Run) -> dict[str, float]:
     return {name: has[name] for name in CHOSEN}
 
 
-@pytest.mark.parametrize("budget", [{"steps": 61}, {"epochs": 33.3}])
+@pytest.mark.parametrize("budget", [{"steps": 61}, {"epochs": 33.3}, {"epochs": 7.3}])
 @pytest.mark.parametrize("options", [{}, {"bptt": 1000}, {"loss_last": 3}, {"batch_size": 500}])
 def test_a_run_of_steps_trains_with_what_was_chosen_before_the_first(
     start_run: StartRun, budget: dict[str, float], options: dict[str, int]
@@ -1085,6 +1086,7 @@ def test_a_run_that_is_given_more_passes_has_what_the_rules_give_for_all(
     list(train(few))
     again = resume(few.folder, device=CPU, changes={"minutes": 9.0})
     assert again.progress.planned_at_step is None, "the rules apply at the next plan"
+    assert again.progress.validate_every is None, "nor does it validate as often as before"
     again = resume(few.folder, device=CPU, changes={"epochs": 60})
     assert again.notes[-1] == (
         "the schedule is planned anew for --epochs 60, what was done before included (it was "
@@ -1409,3 +1411,13 @@ def test_three_hundred_steps_of_real_training_learn_words(tmp_path: Path) -> Non
     found, by_chance = (sum(word in known for word in words(drawn)) for drawn in (text, shuffled))
     assert found > 0.2 * len(words(text)), text
     assert found > 100 + 10 * by_chance, text
+
+
+def test_a_validation_that_beats_no_best_on_disk_is_in_vain(start_run: StartRun) -> None:
+    """It is the best of a sitting that went on from before the best."""
+    run = start_run(steps=40, patience=1)
+    run.better = replace(run.progress, step=10, best_nats=1.0, best_step=10)
+    run.progress.step, run.progress.best_nats, run.progress.best_step = 15, 3.0, 5
+    assert not run.count_validation(2.0)
+    assert (run.progress.best_nats, run.progress.best_step) == (1.0, 10)
+    assert run.is_out_of_patience

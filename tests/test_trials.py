@@ -92,3 +92,12 @@ def test_an_interrupted_call_leaves_no_trace(ways: Ways) -> None:
         call(fastest, 1)
     call(fastest, 2 + 4 + 20)
     assert ways.called == [0] + [0] * 2 + [1] * 4 + [1] * 20
+
+
+def test_a_way_that_has_become_a_little_faster_is_taken_too(ways: Ways) -> None:
+    fastest = Fastest([ways.function(way) for way in range(3)])
+    call(fastest, 47)
+    ways.seconds = [0.75, 1, 4]
+    # In a trial of 4 s; with half of what it took before, (2 + 4.5) / (1 + 6) s a call.
+    call(fastest, 6 + 4 + 1 + 10)
+    assert ways.called[47:] == [0] * 6 + [1] * 4 + [2] + [0] * 10

@@ -608,6 +608,7 @@ def test_a_signal_whose_exception_is_swallowed_ends_the_command_before_the_train
     [
         (signal.SIGINT, signal.SIGINT, 0.29, 7),
         (signal.SIGINT, signal.SIGINT, 0.31, 130),
+        (signal.SIGHUP, signal.SIGTERM, 0.31, 143),
         *((first, signal.SIGHUP, 1e9, 7) for first in CODES),
     ],
 )
