@@ -49,10 +49,11 @@ GPU_WIDER_FROM = 40_000_000
 #: On such a GPU the embedding is a multiple of this, and so are the widths that ``compare`` chooses
 #: to match another model: tensor cores are fastest on rows of whole 16 bytes.
 GPU_MULTIPLE = 8
-#: Below this many expected passes, a budget in minutes gets twice the lanes on such a GPU: they
-#: take hardly more time. Reading twice as much teaches more if the text is mostly new, but not if
-#: it is read often (docs/diary.md).
-GPU_FEW_PASSES = 4
+#: Lanes and window of a budget in minutes on such a GPU, below so many expected passes; above, the
+#: cell's own. More lanes take hardly more time there, and a time step costs the same whatever the
+#: window: so shorter windows make more updates. Reading more teaches more if the text is mostly
+#: new, but not if it is read often (docs/diary.md).
+GPU_LANES = ((3, (64, 64)), (8, (32, 64)))
 #: Most recurrent weights per character of the text, in a model wider than the narrowest.
 MOST_WEIGHTS = {"cpu": 4.6, "mps": 4.6, "cuda": 10.0}
 #: Vocabulary size from which most symbols are so rare that embedding and head learn the
@@ -145,9 +146,12 @@ def choose(
     multiple = GPU_MULTIPLE if is_gpu else 1
     widest = math.ceil(vocabulary / multiple) * multiple
     hidden = _hidden(cell, device, precision, widest, read, characters)
-    if is_gpu and "minutes" in budget and passes < GPU_FEW_PASSES and "batch_size" not in chosen:
-        training["batch_size"] *= 2
-        characters_per_step, read, passes = 2 * characters_per_step, 2 * read, 2 * passes
+    if is_gpu and "minutes" in budget and not {"batch_size", "bptt", "loss_last"} & chosen.keys():
+        more, steps = _lanes_on_gpu(passes, training["batch_size"], training["bptt"])
+        faster = more / training["batch_size"]
+        characters_per_step *= int(faster * steps / training["bptt"])
+        read, passes = faster * read, faster * passes
+        training |= {"batch_size": more, "bptt": steps}
     sizes: dict[str, Any] = {
         "cell": cell,
         "vocabulary": vocabulary,
@@ -390,6 +394,14 @@ def _training(cell: CellName, bf16: bool) -> dict[str, Any]:
         "lr_adam": 8.4e-3,
         "precision": "bf16" if bf16 else "fp32",
     }
+
+
+def _lanes_on_gpu(passes: float, lanes: int, window: int) -> tuple[int, int]:
+    """Return lanes and window on a GPU, given the cell's own and how often they read the text."""
+    for most, more in GPU_LANES:
+        if passes < most and more[0] > lanes:
+            return more
+    return lanes, window
 
 
 def _hidden(

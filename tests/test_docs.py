@@ -214,7 +214,8 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
     for line in (
         f"| `--minutes` | {recipe.DEFAULT_MINUTES:g} |",
         f"(CUDA in bf16: the next multiple of {recipe.GPU_MULTIPLE}, not measured)",
-        f"expected to read the text fewer than {recipe.GPU_FEW_PASSES} times;",
+        f"fewer than {recipe.GPU_LANES[1][0]} times with these, 32 x 64, fewer than "
+        f"{recipe.GPU_LANES[0][0]} times 64 x 64; less,",
         f"| `--layers` | {lstm.layers} |",
         f"LSTM and GRU {lstm_trained.batch_size} x {lstm_trained.bptt}, "
         f"RNN {rnn_trained.batch_size} x {rnn_trained.bptt};",
