@@ -38,6 +38,7 @@ from charrnn.views.portrait import (
     portray_comparison,
     portray_inspected,
     portray_subjects,
+    shortened,
 )
 from charrnn.views.report import inspection_page
 from tests.conftest import make_part
@@ -237,7 +238,7 @@ def test_the_history_says_what_cut_the_gradient(trained: Path) -> None:
         assert (history.clip_norm, history.clip_value, history.scale_norm) == cuts
 
 
-def test_labels_are_short_and_all_different(tmp_path: Path) -> None:
+def test_labels_are_all_different(tmp_path: Path) -> None:
     for name in ("a/run", "b/run", "run-with-a-very-long-name-of-40-letters"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "a/run/last.safetensors").touch()
@@ -247,9 +248,30 @@ def test_labels_are_short_and_all_different(tmp_path: Path) -> None:
     assert labels(paths[1:]) == ["run", "run/last"]
     assert labels([Path("/"), Path("/run")]) == ["", "run"]
     assert labels([tmp_path / "a/run/.."]) == ["a"]
-    (long,) = labels([tmp_path / "run-with-a-very-long-name-of-40-letters"])
-    assert long == "run-with…0-letters"
-    assert labels([Path("红楼梦-lstm")]) == ["红楼梦-lstm"]
-    assert labels([Path("红楼梦与石头记之名-lstm")]) == ["红楼梦与…之名-lstm"], "18 columns, too"
-    assert labels([Path("abcdefghijklmnopqr")]) == ["abcdefghijklmnopqr"]
+    long = "run-with-a-very-long-name-of-40-letters"
+    assert labels([tmp_path / long]) == [long]
     assert labels([Path("a\nb\tc")]) == ["a b c"]
+
+
+@pytest.mark.parametrize(
+    ("names", "short"),
+    [
+        (["tinyshakespeare-lstm", "", "b"], ["tinyshakespeare-lstm", "", "b"]),
+        (["run-with-a-very-long-name-of-40-letters"], ["run-with-a-…f-40-letters"]),
+        (["红楼梦与石头记之名红楼梦-lstm"], ["红楼梦与石…红楼梦-lstm"]),
+        (
+            ["b", *(f"runs-of-today-hidden-{n}-of-all-cells" for n in (128, 256))],
+            ["b", "…128-of-all-cells", "…256-of-all-cells"],
+        ),
+        (
+            [f"runs-of-today-hidden-{n}-and-of-all-the-cells" for n in (128, 256)],
+            ["…128-and-of…ll-the-cells", "…256-and-of…ll-the-cells"],
+        ),
+        (
+            [f"{n}runs-of-today-hidden-{m}-and-of-all-cells" for n, m in ("ax", "ay", "bx")],
+            ["…aruns-of-t…of-all-cells", "…aruns-of-t…of-all-cells 2", "…bruns-of-t…of-all-cells"],
+        ),
+    ],
+)
+def test_names_in_a_figure_are_short_and_all_different(names: list[str], short: list[str]) -> None:
+    assert shortened([*names, *names]) == dict(zip(names, short, strict=True))

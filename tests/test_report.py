@@ -230,6 +230,18 @@ class TestAssessmentPage:
         many = [assessment()] * number, [portrait("one")] * number
         assert check(assessment_page(*many, "poem", ORIGIN)).texts["h1"] == [f"Scores of {named}"]
 
+    def test_a_long_name_is_cut_in_figures_alone(self) -> None:
+        by_position = PositionScores(np.linspace(3, 2, 10), 7)
+        name = "shakespeare-lstm-hidden-512-layers-3"
+        text = assessment_page(
+            [assessment(by_position=by_position)], [portrait(name)], "poem", ORIGIN
+        )
+        page = check(text)
+        assert page.texts["h1"] == [f"Scores of {name}"]
+        assert page.texts["p"][1].startswith(name)
+        assert page.texts["h3"].count(name) == 2, "above its sample and its excerpt"
+        assert [t for t in page.texts["text"] if "shakes" in t] == ["shakespeare…512-layers-3"] * 4
+
     def test_all_that_was_asked_for_is_there(self) -> None:
         by_position = PositionScores(np.linspace(3, 2, 10), 7)
         faster = Scores(nats=1400.0, characters=1000, unknown=1, bytes=1100, seconds=2.0)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from charrnn.views import page
 from charrnn.views.figures import PLAIN, Line, line_chart
-from charrnn.views.portrait import Portrait, Row
+from charrnn.views.portrait import Portrait, Row, shortened
 
 #: Most points in a training curve; more rows of a log than these are averaged in groups.
 POINTS = 150
@@ -123,6 +123,8 @@ def _curve_charts(
     curves: Sequence[_Curve], unit: str, y_range: tuple[float, float], is_log: bool
 ) -> list[tuple[str, str]]:
     """Return the charts of the losses against characters read and against time."""
+    short = shortened(curve.label for curve in curves)
+    curves = [curve._replace(label=short[curve.label]) for curve in curves]
     axes = ((f"{unit}s", f"{unit}s read"), ("seconds", "seconds of training"))
     return [
         (

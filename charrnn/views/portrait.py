@@ -9,7 +9,7 @@ import copy
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -48,8 +48,8 @@ Row = Mapping[str, Any]
 SAMPLE = SampleConfig(length=600, temperature=0.8, seed=1)
 #: Number of characters shown with their prices.
 EXCERPT = 800
-#: Widest label of a line in a figure, in columns of a terminal: a Chinese character takes two.
-LABEL = 18
+#: Widest label in a figure, in columns of a terminal: a Chinese character takes two.
+LABEL = 24
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Portrait:
     """What a page shows of one model."""
 
     label: str
-    """Short, and different from the others on the page."""
+    """Different from the others on the page; figures write its ``shortened`` form."""
     shape: ModelConfig
     log: Sequence[Row]
     """Of its training; empty where there is no log (any more)."""
@@ -87,7 +87,7 @@ def portray(
     """Make a model's portrait.
 
     Args:
-        label: short, and different from the others on the page.
+        label: different from the others on the page.
         checkpoint: the model's.
         model: in evaluation mode.
         vocabulary: the model's.
@@ -134,7 +134,7 @@ def portray(
 
 
 def labels(checkpoints: Sequence[Path]) -> list[str]:
-    """Return a short name for each checkpoint, all different.
+    """Return a name for each checkpoint, all different.
 
     A run's folder is called by its name, a file by its folder's name and its own; if several have
     the same name, each by the name of the folder around it, too.
@@ -148,21 +148,47 @@ def labels(checkpoints: Sequence[Path]) -> list[str]:
     for called, longer in names:
         is_ambiguous = len({other for short, other in names if short == called}) > 1
         name = longer if is_ambiguous else called
-        name = printable(name).replace("\n", " ").replace("\t", " ")
-        if cell_len(name) > LABEL:
-            ends = _longest(name, LABEL // 2 - 1), _longest(name[::-1], LABEL // 2)[::-1]
-            name = "…".join(ends)
+        found.append(printable(name).replace("\n", " ").replace("\t", " "))
+    return _numbered(found)
+
+
+def shortened(names: Iterable[str]) -> dict[str, str]:
+    """Return a form of each name that a figure has room for, all different.
+
+    The middle of a long name is left out; if that makes several alike, the beginning that all
+    long ones share.
+    """
+    names = list(dict.fromkeys(names))
+    short = [_cut(name) for name in names]
+    if len(set(short)) < len(names):
+        letters = zip(*(name for name in names if cell_len(name) > LABEL), strict=False)
+        shared = len([*itertools.takewhile(lambda places: len(set(places)) == 1, letters)])
+        short = [_cut(f"…{n[shared:]}") if cell_len(n) > LABEL else n for n in names]
+    return dict(zip(names, _numbered(short), strict=True))
+
+
+def _cut(name: str) -> str:
+    """Return a name without its middle if it is too long for a figure."""
+    if cell_len(name) <= LABEL:
+        return name
+    return f"{_longest(name, LABEL // 2 - 1)}…{_longest(name[::-1], LABEL // 2)[::-1]}"
+
+
+def _longest(name: str, columns: int) -> str:
+    """Return the longest beginning of a name that fits into this many columns."""
+    return next(name[:n] for n in range(len(name), -1, -1) if cell_len(name[:n]) <= columns)
+
+
+def _numbered(names: Iterable[str]) -> list[str]:
+    """Return names that are all different: those that occur again get a number."""
+    found: list[str] = []
+    for name in names:
         numbers = (f" {number}" for number in itertools.count(2))
         distinct = name
         while distinct in found:
             distinct = name + next(numbers)
         found.append(distinct)
     return found
-
-
-def _longest(name: str, columns: int) -> str:
-    """Return the longest beginning of a name that fits into this many columns."""
-    return next(name[:n] for n in range(len(name), -1, -1) if cell_len(name[:n]) <= columns)
 
 
 def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:

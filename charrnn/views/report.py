@@ -37,7 +37,7 @@ from charrnn.views.figures import (
 from charrnn.views.inside import inside_sections
 from charrnn.views.inspection_words import enough_says
 from charrnn.views.page import Origin
-from charrnn.views.portrait import SAMPLE, Portrait, Row
+from charrnn.views.portrait import SAMPLE, Portrait, Row, shortened
 from charrnn.views.surprise import surprise, surprise_mark, surprise_ranges
 from charrnn.wording import counted, joined
 
@@ -309,7 +309,8 @@ def _score_chart(assessments: Sequence[Assessment], labels: Sequence[str], unit:
         labels: the models' names.
         unit: "character" or "byte": what the bits are counted per.
     """
-    by_byte = unit == "byte"
+    by_byte, short = unit == "byte", shortened(labels)
+    labels = [short[label] for label in labels]
     rows = [
         (name, scores.bits_per_byte if by_byte else scores.bits_per_char, style % PLAIN)
         for name, scores, style in _scored(assessments, labels)
@@ -352,10 +353,14 @@ def _positions(
     ]
     if not measured:
         return ""
+    short = shortened(labels)
     chart = line_chart(
         f"positions-{unit}",
         "Loss by position after a reset of the state",
-        [Line(label, *_grouped(scores.nats_T), style % PLAIN) for style, label, scores in measured],
+        [
+            Line(short[label], *_grouped(scores.nats_T), style % PLAIN)
+            for style, label, scores in measured
+        ],
         x_label=f"{unit}s of context",
         y_label=f"nats per {unit}",
         x_log=True,
