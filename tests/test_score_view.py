@@ -655,12 +655,12 @@ class TestSurpriseText:
         out = capsys.readouterr().out
         assert Text.from_ansi(out).plain == "abcdef"
         assert self.spans(out) == [
-            ("a", "dim"),
             ("b", "dim"),
             ("d", "color(5)"),
             ("e", "bold color(1)"),
             ("f", "bold color(7) on color(1)"),
         ]
+        assert out.startswith("a\x1b"), "it was given, not foreseen"
         show.close()
         assert "0.5 to 2" in Text.from_ansi(capsys.readouterr().out).plain
 
@@ -739,6 +739,27 @@ class TestSurpriseText:
         assert Text.from_ansi(out).plain == "a\u21b5\n\tb"
         assert ("\u21b5", "bold color(1)") in self.spans(out)
 
+    def test_the_colour_of_a_space_is_seen(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its ink draws nothing, and terminals do not paint what a tab moves over."""
+        part = make_part(tmp_path, "a \u00a0\t b \n".encode())
+        costs = Prices(1, np.array([3.0, 2.0, 3.0, 9.0, 2.0, 0.5, 3.0]), 0)
+        SurpriseText(part)(costs)
+        out = capsys.readouterr().out
+        assert Text.from_ansi(out).plain == "a \u00a0→\t b ↵\n"
+        assert self.spans(out) == [
+            (" ", "bold reverse color(1)"),
+            ("\u00a0", "reverse color(5)"),
+            ("→\t", "bold color(1)"),
+            (" ", "bold color(7) on color(1)"),
+            ("b", "color(5)"),
+            ("↵", "bold color(1)"),
+        ]
+        monkeypatch.setenv("NO_COLOR", "1")
+        SurpriseText(part)(costs)
+        assert "\x1b[7m" not in capsys.readouterr().out
+
     def test_an_accent_s_colour_is_seen(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -759,7 +780,7 @@ class TestSurpriseText:
         show = SurpriseText(make_part(tmp_path, "aéb".encode(), "bytes"))
         show(Prices(1, np.array([1.0, 2.0, 0.0]), 0))
         out = capsys.readouterr().out
-        assert self.spans(out) == [("a", "dim"), ("é", "bold color(1)"), ("b", "dim")]
+        assert self.spans(out) == [("é", "bold color(1)"), ("b", "dim")]
 
     def test_no_colour_reaches_over_the_end_of_a_line(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

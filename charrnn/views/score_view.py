@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Self
 
 from rich.console import RenderableType
 from rich.segment import Segment, Segments
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
@@ -187,7 +188,8 @@ class SurpriseText:
 
     Bytes are shown as the utf-8 characters they make up, each at the total price of its
     bytes. Characters that could control the terminal are replaced. If there are colours, an
-    expensive line feed or accent gets a mark beside it, as neither can show a colour itself.
+    expensive line feed, tab or accent gets a mark beside it, as none can show a colour itself;
+    an expensive space has it as its background. What was given and not predicted has none.
 
     Args:
         part: the text that is scored.
@@ -204,7 +206,7 @@ class SurpriseText:
         self._alone = alone
         self.refused: OSError | None = None
         """The error that ended the printing, if any."""
-        self._print(self._text.first())
+        self._print(self._text.first(), is_given=True)
 
     def __call__(self, stretch: Prices) -> None:
         """Print a stretch; stretches must come in order."""
@@ -240,12 +242,18 @@ class SurpriseText:
         legend = Text("\n\nbits: ") + Text("  ").join(ranges)
         self._write(legend, end="\n\n")
 
-    def _print(self, priced: Iterable[tuple[str, float]]) -> None:
+    def _print(self, priced: Iterable[tuple[str, float]], *, is_given: bool = False) -> None:
         # Segments, as a Text would turn tabs into spaces.
         segments: list[Segment] = []
         for character, cost in priced:
-            style = self._console.get_style(STYLES[surprise(cost)])
-            marked = surprise_mark(character, cost) if self._console.has_colours else ""
+            level, marked = surprise(cost), ""
+            style = Style.null() if is_given else self._console.get_style(STYLES[level])
+            if self._console.has_colours:
+                marked = surprise_mark(character, cost)
+                if level >= 2 and character == "\t":  # a terminal moves over it without painting
+                    marked = "→"
+                elif level >= 2 and character != "\n" and character.isspace():
+                    style += Style(reverse=style.bgcolor is None)  # it has no ink to colour
             text, feed, _ = printable(marked + character).partition("\n")
             segments.append(Segment(text, style))
             if feed:  # a coloured line feed would colour the rest of the row
