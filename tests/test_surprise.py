@@ -14,5 +14,11 @@ def test_an_accent_that_surprises_shows_its_colour() -> None:
     assert text.count("◌") == 1
 
 
+def test_what_was_given_is_not_coloured_as_if_foreseen() -> None:
+    for nats, said in ((0.0, '>\na<span class="bits-0">b'), (0.1, '>\n<span class="bits-0">ab')):
+        drawn = portrait(excerpt=(("a", nats), ("b", 0.1)))
+        assert said in assessment_page([assessment()], [drawn], "poem", ORIGIN)
+
+
 def test_surprise_counts_the_levels_in_bits() -> None:
     assert [surprise(bits * math.log(2)) for bits in (0.1, 1, 3, 5, 100)] == [0, 1, 2, 3, 4]

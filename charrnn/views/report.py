@@ -425,8 +425,10 @@ def _excerpt(portrait: Portrait) -> str:
         (surprise_mark(c, nats) + c, f"bits-{surprise(nats)}") for c, nats in portrait.excerpt
     ]
     # A text's first byte is given, so a character made of that byte alone costs nothing.
-    (_, first), *_ = portrait.excerpt
-    priced = len(portrait.excerpt) - (first == 0)
+    (given, first), *_ = portrait.excerpt
+    priced = len(portrait.excerpt)
+    if first == 0:
+        pieces[0], priced = (given, ""), priced - 1
     bits = in_bits(sum(nats for _, nats in portrait.excerpt))
     return page.coloured(pieces, f"Text as {portrait.label} sees it") + page.note(
         f"{bits:,.0f} bits for {counted(priced, 'character')}, {bits / max(1, priced):.2f} each."
