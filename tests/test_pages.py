@@ -391,16 +391,39 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chro
 
 def show(
     browser: webdriver.Chrome, path: Path, *, width: int = 1400, scheme: str = "light",
-    media: str = "screen",
+    media: str = "screen", forced: str = "none",
 ) -> None:  # fmt: skip
     """Open a page in a window of this width."""
+    features = {"prefers-color-scheme": scheme, "forced-colors": forced}
     browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia",
-        {"media": media, "features": [{"name": "prefers-color-scheme", "value": scheme}]},
+        {"media": media, "features": [{"name": n, "value": v} for n, v in features.items()]},
     )
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get(path.as_uri())
+
+
+@in_browser
+def test_colours_that_mean_something_are_never_forced(
+    browser: webdriver.Chrome, pages: Pages
+) -> None:
+    """Nor the ink on them: a system's own palette would make all levels alike."""
+
+    def shown(scheme: str, forced: str) -> list[str]:
+        show(browser, pages.inspect, scheme=scheme, forced=forced)
+        return list(
+            browser.execute_script(
+                """const found = document.querySelectorAll('.coloured, .coloured *, .swatch');
+                const style = e => getComputedStyle(e);
+                return [...found].map(e => style(e).color + style(e).backgroundColor)"""
+            )
+        )
+
+    for scheme in ("light", "dark"):
+        colours = shown(scheme, "none")
+        assert len(set(colours)) > 10
+        assert shown(scheme, "active") == colours
 
 
 def messages(browser: webdriver.Chrome, kind: str) -> list[str]:

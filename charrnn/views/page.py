@@ -326,6 +326,12 @@ dt { color: var(--muted); }
 dd { margin: 0; overflow-wrap: anywhere; }
 code { font: .9rem var(--mono); }
 :focus-visible { outline: 2px solid var(--series-1); outline-offset: 2px; }
+/* Here colours are data: a palette of the system's would level them. */
+@media (forced-colors: active) {
+  .coloured, .legend { forced-color-adjust: none; color: var(--ink); }
+  .coloured { background: var(--raised); }
+  .legend { background: var(--paper); }
+}
 @media (max-width: 40rem) {
   dl { grid-template-columns: minmax(0, 1fr); }
   dd { margin-bottom: .5rem; }
