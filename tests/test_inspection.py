@@ -234,7 +234,7 @@ class TestTables:
 
     def test_units(self) -> None:
         found = UnitFound("digit", Unit(1, 3, "c"), -0.7, 0.6, 0.25)
-        assert unit_lines([found])[1] == ["digit", "0.250", "c", "1.3c", "-0.700", "+0.600"]
+        assert unit_lines([found])[1] == ["digit", "c", "1.3c", "0.250", "-0.700", "+0.600"]
         every = [replace(found, property=name) for name in PROPERTIES]
         assert units_say(every).endswith(" on the second.")
         missing = ", ".join(list(PROPERTIES)[1:])

@@ -426,6 +426,28 @@ def test_colours_that_mean_something_are_never_forced(
         assert shown(scheme, "active") == colours
 
 
+@in_browser
+def test_a_phone_shows_numbers_beside_long_names(
+    browser: webdriver.Chrome, trained: Path, tmp_path: Path
+) -> None:
+    """What the rows are about stays in sight where the table is scrolled."""
+    run, report = tmp_path / "runs-of-today" / "tinyshakespeare-lstm", tmp_path / "page.html"
+    shutil.copytree(trained, run)
+    done = run_cli("evaluate", run, "--part", "valid", "--report", report)
+    assert done.code == 0, done.err
+    show(browser, report, width=400)
+    name, cell, after = browser.execute_script(
+        """const table = document.querySelector('.scroll');
+        const [name, cell] = table.querySelectorAll('tbody th, tbody td');
+        const sides = e => { const box = e.getBoundingClientRect(); return [box.left, box.right]; };
+        const before = [sides(name), sides(cell)];
+        table.scrollLeft = 200;
+        return [...before, sides(name)]"""
+    )
+    assert name == after
+    assert cell[1] < 400
+
+
 def messages(browser: webdriver.Chrome, kind: str) -> list[str]:
     """Return what the browser has logged since the last call."""
     return [row["message"] for row in browser.get_log(kind)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from unittest import mock
 
@@ -516,12 +517,35 @@ class TestInspectionPage:
             Quantity(1, "y", "V h' + v", (1.5, 2.5), None),
         )
         seen = inspection(step=Step("\n", quantities, ("e", "\n"), 256, 1e-7, 2e-6, 1.25, 1.25))
-        page = check(inspection_page(portrait(inspection=seen), "poem", ORIGIN))
+        text = inspection_page(portrait(inspection=seen), "poem", ORIGIN)
+        page = check(text)
         assert page.texts["h2"][0] == "The step"
         assert any("it reads '\\n'" in text and "2.0e-06" in text for text in page.texts["p"])
-        assert page.texts["td"][:4] == ["h'", "= tanh(a)", "+0.50000", "-0.25000"]
-        assert page.texts["td"][6:10] == ["h'", "by the model", "+0.50000", "-0.25000"]
-        assert page.texts["td"][13:17] == ["next character", "'e'", "'\\n'", ""]
+        rows = [
+            [unescape(cell) for cell in re.findall("<t[hd][^>]*>(.*?)</t[hd]>", row)]
+            for row in re.findall("<tr>.*?</tr>", text)
+        ]
+        assert rows[1][1:5] == ["h'", "= tanh(a)", "+0.50000", "-0.25000"]
+        assert rows[2][1:5] == ["h'", "by the model", "+0.50000", "-0.25000"]
+        assert rows[3][2:6] == ["next character", "'e'", "'\\n'", ""]
+
+    def test_what_tells_rows_apart_is_their_head(self) -> None:
+        full = Window(64, None, 0.0, 1.0, 1e-6, 10_000)
+        quantities = (Quantity(1, "h'", "tanh(a)", (0.5,), None),)
+        seen = inspection(
+            step=Step("a", quantities, ("a",), 256, 1e-7, 2e-6, 1.25, 1.25),
+            truncation=(Truncation("trained", 8, 512, full, 30.0, (full,)),),
+        )
+        text = inspection_page(portrait(inspection=seen), "poem", ORIGIN)
+        tables = re.findall("<tbody>.*?</tbody>", text, re.DOTALL)
+        heads = [
+            re.findall('<th scope="row".*?>(.*?)</th>', table.split("</tr>")[0]) for table in tables
+        ]
+        assert heads == [
+            ["1", "h&#x27;", "= tanh(a)"], ["trained", "1.00-1.10", "h 1"], ["0"], ["c 1"],
+            ["forget 1"], ["inside quotes", "c", "1.3c"], ["1 - 10"], ["trained", "50 %"],
+            ["trained", "64 (all)", "all"],
+        ]  # fmt: skip
 
     def test_what_was_not_measured_has_no_section(self) -> None:
         full = Window(64, None, 0.0, 1.0, 1e-6, 10_000)

@@ -98,17 +98,22 @@ def inside_sections(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
         yield _clipping_section(histories)
     if cuts := [(model, found.cuts) for model, found in looked if found.cuts]:
         yield page.section(
-            "A cut gradient", page.note(f"{words.CUTS_SAY} {seen}"), _tables(words.cut_lines, cuts)
+            "A cut gradient",
+            page.note(f"{words.CUTS_SAY} {seen}"),
+            _tables(words.cut_lines, cuts, heads=2),
         )
     if alone is not None and alone.truncation:
         yield _truncation_section(alone.truncation)
 
 
 def _tables(
-    lines: Callable[[T], Sequence[Sequence[str]]], measured: Measured[T], words: int = 1
+    lines: Callable[[T], Sequence[Sequence[str]]],
+    measured: Measured[T],
+    words: int = 1,
+    heads: int | None = None,
 ) -> str:
     """Return one table per model."""
-    return page.tables([(model.name, lines(value)) for model, value in measured], words)
+    return page.tables([(model.name, lines(value)) for model, value in measured], words, heads)
 
 
 def _beside(figure: str, tables: str, measured: Measured[T]) -> str:
@@ -139,7 +144,7 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
             "few characters a line may rise because more paths lead back, through other layers or "
             f"an LSTM's c.{memory}{linear} {radii} {seen}",
         ),
-        _tables(words.gradient_flow_lines, flows),
+        _tables(words.gradient_flow_lines, flows, heads=3),
     )
 
 
@@ -285,7 +290,7 @@ def _following(units: Measured[tuple[UnitFound, ...]], seen: str) -> str:
         f"{words.units_say(units[0][1])} The figure shows the size of the correlation on the "
         f"second half. {seen}",
     )
-    return _beside(figure, _tables(words.unit_lines, units), units)
+    return _beside(figure, _tables(words.unit_lines, units, words=3), units)
 
 
 def _unit_chart(units: Measured[tuple[UnitFound, ...]]) -> str:
@@ -406,5 +411,5 @@ def _truncation_section(truncations: Sequence[Truncation]) -> str:
     return page.section(
         "Truncation",
         page.figure(panels, words.truncation_says(truncations), nothing="there is no gradient"),
-        page.tables([("", words.truncation_lines(truncations))], words=1),
+        page.tables([("", words.truncation_lines(truncations))], words=1, heads=3),
     )

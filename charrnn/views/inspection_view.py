@@ -183,7 +183,7 @@ def _gates(gates: Sequence[GateUse]) -> Table:
 
 def _units(units: Sequence[UnitFound]) -> Table:
     pictures = [_bar(abs(found.correlation)) for found in units]
-    return _plotted(words.unit_lines(units), "", pictures)
+    return _plotted(words.unit_lines(units), "", pictures, words=3)
 
 
 def _activation(shown: Activation) -> tuple[str, str, RenderableType]:

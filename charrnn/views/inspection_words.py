@@ -244,15 +244,15 @@ def unit_lines(units: Sequence[UnitFound]) -> list[list[str]]:
     rows = [
         [
             found.property,
-            significant(found.mean, 3),
             found.unit.state,
             str(found.unit),
+            significant(found.mean, 3),
             f"{found.found:+z.3f}",
             f"{found.correlation:+z.3f}",
         ]
         for found in units
     ]
-    return [["property", "mean", "state", "unit", "first", "second"], *rows]
+    return [["property", "state", "unit", "mean", "first", "second"], *rows]
 
 
 def mark(character: str) -> str:

@@ -22,6 +22,9 @@ from charrnn.compute.machine import machine, processor, worker
 from charrnn.views.figures import DARK, LIGHT, SANS
 from charrnn.wording import command_line, joined, printable
 
+#: Words in a table longer than this may be wrapped, in letters.
+LONG = 16
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -144,28 +147,32 @@ def figure(
     )
 
 
-def table(lines: Sequence[Sequence[str]], words: int, title: str = "") -> str:
+def table(
+    lines: Sequence[Sequence[str]], words: int, title: str = "", heads: int | None = None
+) -> str:
     """Return a table that scrolls by itself if it is too wide.
 
     Args:
         lines: the head and the rows.
         words: how many leading columns hold words; the others hold numbers.
         title: what it is about, unless its section says it.
+        heads: how many leading columns tell the rows apart; None: those that hold words, at least
+            one.
     """
+    heads = max(1, words) if heads is None else heads
 
-    def cell(number: int, text: str, tag: str) -> str:
-        side = "" if number < words else ' class="number"'
-        return f"<{tag}{side}>{safe(text)}</{tag.split()[0]}>"
+    def cell(number: int, text: str, head: str = "") -> str:
+        tag = head or ('th scope="row"' if text and number < heads else "td")
+        kind = "number" if number >= words else "long" if len(text) > LONG else ""
+        kind = f' class="{kind}"' if kind else ""
+        return f"<{tag}{kind}>{safe(text)}</{tag.split()[0]}>"
 
     head, *rows = lines
     said = f"<caption>{safe(title)}</caption>" if title else ""
     name = f"Table: {safe(title)}" if title else "Table"
     top = "".join(cell(n, text, 'th scope="col"') for n, text in enumerate(head))
     body = "".join(
-        "<tr>"
-        + "".join(cell(n, text, "td" if n else 'th scope="row"') for n, text in enumerate(row))
-        + "</tr>\n"
-        for row in rows
+        "<tr>" + "".join(cell(n, text) for n, text in enumerate(row)) + "</tr>\n" for row in rows
     )
     return (
         f'<div class="scroll" tabindex="0" role="group" aria-label="{name}"><table>{said}'
@@ -173,14 +180,17 @@ def table(lines: Sequence[Sequence[str]], words: int, title: str = "") -> str:
     )
 
 
-def tables(titled: Iterable[tuple[str, Sequence[Sequence[str]]]], words: int) -> str:
+def tables(
+    titled: Iterable[tuple[str, Sequence[Sequence[str]]]], words: int, heads: int | None = None
+) -> str:
     """Return tables side by side, as far as there is room; see ``table``.
 
     Args:
         titled: each one's title and its lines.
         words: how many leading columns hold words.
+        heads: how many tell the rows apart, as for ``table``.
     """
-    shown = "".join(table(lines, words, title) for title, lines in titled)
+    shown = "".join(table(lines, words, title, heads) for title, lines in titled)
     return f'<div class="tables">\n{shown}</div>\n'
 
 
@@ -290,12 +300,17 @@ svg text { font-variant-numeric: tabular-nums; }
 .note + .scroll, .note + .tables { margin-top: .9rem; }
 figcaption, .note { color: var(--muted); font-size: .93rem; max-width: 46rem; margin: .7rem 0 0; }
 .scroll { overflow-x: auto; margin: 0 0 1rem; max-width: 100%; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; font-size: .9rem;
+  font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { padding: .25rem .85rem .25rem 0; text-align: left; white-space: pre; }
 th:last-child, td:last-child { padding-right: 0; }
 thead th { color: var(--muted); font-weight: 500; border-bottom: 1px solid var(--muted); }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 400; }
+tbody th:first-child { font-weight: 600; }
+/* What a row is about stays in sight where the table is scrolled. */
+th:first-child { position: sticky; left: 0; background: var(--paper); }
+.long { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 7rem; max-width: 18rem; }
 tbody tr + tr > * { border-top: 1px solid var(--grid); }
 .number { text-align: right; }
 .says { margin: 0 0 1rem; padding-left: 1.2rem; max-width: 46rem; }
