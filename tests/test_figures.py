@@ -127,6 +127,8 @@ class TestFigures:
         (axis,) = re.findall(r'y="([\d.]+)"[^>]*>k<', svg)
         heights = sorted(float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>line \d<', svg))
         assert len(heights) == 6
+            (0.051, 0.35, "0.06 0.08 0.1 0.2"),
+            (5.1, 49.0, "6 8 10 20 40"),
         assert min(np.diff(heights)) > 10
         assert 0 < heights[0] < heights[-1] < float(axis) - 15
 

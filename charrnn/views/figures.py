@@ -591,7 +591,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     If they are too many, some are dropped, but not 1, or the power nearest to it.
     """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 2, 4, 6, 8), tuple(range(1, 10))):
         found = [(m * 10.0**p, m, p) for p in powers for m in steps]
         found = [place for place in found if low <= place[0] <= high]
         if len(found) >= 3:
