@@ -180,6 +180,12 @@ class TestFigures:
             y_log=y_log,
         )  # fmt: skip
         ET.fromstring(svg)
+    def test_labels_of_lines_that_leave_the_axes_keep_the_lines_order(self) -> None:
+        lines = [Line(f"line {n}", (1, 2), (0.5, end), n) for n, end in enumerate((-3, -1, -2, 2))]
+        svg = line_chart("x", "T", lines, x_label="k", y_label="v", y_range=(0, 1))
+        heights = {n: float(y) for y, n in re.findall(r'y="([\d.]+)"[^>]*>line (\d)<', svg)}
+        assert sorted(heights, key=lambda n: heights[n]) == ["3", "1", "2", "0"]
+
         assert "nan" not in svg
 
     @pytest.mark.parametrize("spread", [2e-7, 1e-5, 2e-4, 0.0021, 0.3, 25.0, 4e3, 7e6])

@@ -490,7 +490,7 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
     if not lines:
         return
     ends = axes.transData.transform([(line.x[-1], line.y[-1]) for line in lines])
-    heights = axes.transAxes.inverted().transform(ends)[:, 1].clip(0.02, 0.98).tolist()
+    heights = axes.transAxes.inverted().transform(ends)[:, 1].tolist()
     width, height = _inches(axes)
     gap = LEADING / height
     for line, y in zip(lines, _spread(heights, gap), strict=True):
@@ -508,13 +508,17 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _spread(ends: Sequence[float], gap: float) -> list[float]:
-    """Return heights near the ends, in their order, at least a gap apart; there must be room."""
+    """Return heights near the ends, in their order, at least a gap apart; there must be room.
+
+    Ends outside the axes keep their order, too.
+    """
     order = sorted(range(len(ends)), key=lambda n: ends[n])
-    placed = [ends[n] for n in order]
+    placed = [min(max(ends[n], 0.02), 0.98) for n in order]
+    highest = placed[-1]
     for n in range(1, len(placed)):
         placed[n] = max(placed[n], placed[n - 1] + gap)
     # Move all down by half of what the top one was pushed up, but the lowest not below the axes.
-    pushed = placed[-1] - ends[order[-1]]
+    pushed = placed[-1] - highest
     down = min(max(pushed / 2, placed[-1] - 0.98), placed[0] - 0.02)
     placed = [y - down for y in placed] if pushed > 0 else placed
     # Move down those that are still too high, by themselves.
