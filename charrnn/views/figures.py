@@ -273,13 +273,15 @@ def dot_chart(
     """
     several = len(series) > 1
     top = TOP if several else 0.08
-    height = top + BOTTOM + 0.28 * len(rows) + 0.1
+    row = max(0.28, 0.11 * len(series) + 0.06)
+    height = top + BOTTOM + row * len(rows) + 0.1
     with _figure(name, WIDTH, height) as figure:
         left = 0.2 + LETTER * max(map(cell_len, rows))
         axes = _axes(figure, left, 0.15 if several else 0.75, top=top)
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", color=GRID, linewidth=0.8)
-        shift = np.linspace(-0.2, 0.2, len(series)) if several else np.zeros(1)
+        ends = 0.056 * (len(series) - 1) / row
+        shift = np.linspace(-ends, ends, len(series))
         for dots, off in zip(series, shift.tolist(), strict=True):
             styles = [dots.style] * len(rows) if isinstance(dots.style, int) else dots.style
             for place, (value, style) in enumerate(zip(dots.values, styles, strict=True)):
