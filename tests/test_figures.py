@@ -11,14 +11,18 @@ import pytest
 from matplotlib.axes import Axes
 
 from charrnn.views.figures import (
+    DARK,
+    LIGHT,
     Dots,
     Line,
     Rule,
     dot_chart,
     line_chart,
+    model_style,
     number,
     saturation_chart,
 )
+from tests.pages import contrast
 
 
 class TestFigures:
@@ -30,6 +34,40 @@ class TestFigures:
         assert len({re.sub("--series-.", "", style) for style in styles}) == 4, "in grey too"
         for line in lines:
             assert f">{line.label}</text>" in svg
+
+    def test_models_of_one_colour_differ_in_dash_and_marker(self) -> None:
+        places = [0, 5, 10, 1, 6]
+        lines = [Line(str(n), (1, 2), (n, n), model_style(n)) for n in places]
+        svg = line_chart("x", "T", lines, x_label="k", y_label="v")
+        path = r'<path d="M [^"]*L [^"]*" clip-path[^>]*style="([^"]*series[^"]*)"'
+        drawn = re.findall(path, svg)
+        colours = [re.findall(r"--series-(\d)", style)[0] for style in drawn]
+        assert colours == ["0", "0", "0", "1", "1"]
+        dashes = [re.findall(r"dasharray: ([^;]*)", style) for style in drawn]
+        assert dashes[0] != dashes[1] != dashes[2] != dashes[0]
+        assert dashes[3] != dashes[4]
+        assert dashes[1] == dashes[3], "the next colour's"
+
+    @pytest.mark.parametrize("scheme", [LIGHT, DARK])
+    def test_faint_lines_can_be_seen(self, scheme: str) -> None:
+        line = Line("", (1, 2), (1, 2), 0, faint=True)
+        svg = line_chart("x", "T", [line], x_label="k", y_label="v")
+        (share,) = map(float, re.findall(r"--series-0\); stroke-opacity: ([\d.]+)", svg))
+        names = dict(re.findall(r"--([\w-]+): #(\w+)", scheme))
+        paper = bytes.fromhex(names["paper"])
+        for n in range(6):
+            ink = bytes.fromhex(names[f"series-{n}"])
+            mixed = [round(share * c + (1 - share) * p) for c, p in zip(ink, paper, strict=True)]
+            assert contrast(bytes(mixed).hex(), [*paper]) >= 3
+
+    @pytest.mark.parametrize("count", [2, 3, 5, 8])
+    def test_dots_of_one_row_are_apart(self, count: int) -> None:
+        series = [Dots(str(n), (1.0, 1.0), n) for n in range(count)]
+        svg = dot_chart("x", "T", ["a", "b"], series, x_label="v")
+        heights = sorted(float(y) for y in re.findall(r'<use [^>]*y="([\d.]+)"[^>]*series', svg))
+        dots = heights[count:]  # those before are the legend's
+        assert len(dots) == 2 * count
+        assert min(np.diff(dots)) > 7, "more than a dot is high"
 
     def test_a_level_out_of_range_is_neither_drawn_nor_named(self) -> None:
         rules = [Rule("near", 2.5), Rule("far", 9.0)]
@@ -89,6 +127,8 @@ class TestFigures:
             (0.107, 0.29, "0.15 0.20 0.25"),
             (7.9, 16.1, "8 10 12 14 16"),
             (1.01, 4.05, "2 3 4"),
+            (0.051, 0.35, "0.06 0.08 0.1 0.2"),
+            (5.1, 49.0, "6 8 10 20 40"),
         ],
     )
     def test_a_logarithmic_axis_keeps_its_one(self, low: float, high: float, ticks: str) -> None:
@@ -127,8 +167,6 @@ class TestFigures:
         (axis,) = re.findall(r'y="([\d.]+)"[^>]*>k<', svg)
         heights = sorted(float(y) for y in re.findall(r'y="([\d.]+)"[^>]*>line \d<', svg))
         assert len(heights) == 6
-            (0.051, 0.35, "0.06 0.08 0.1 0.2"),
-            (5.1, 49.0, "6 8 10 20 40"),
         assert min(np.diff(heights)) > 10
         assert 0 < heights[0] < heights[-1] < float(axis) - 15
 
@@ -141,6 +179,12 @@ class TestFigures:
         assert heights == sorted(heights, reverse=True)
         assert min(-np.diff(heights)) > 10
         assert heights[-1] > float(name) + 10
+
+    def test_labels_of_lines_that_leave_the_axes_keep_the_lines_order(self) -> None:
+        lines = [Line(f"line {n}", (1, 2), (0.5, end), n) for n, end in enumerate((-3, -1, -2, 2))]
+        svg = line_chart("x", "T", lines, x_label="k", y_label="v", y_range=(0, 1))
+        heights = {n: float(y) for y, n in re.findall(r'y="([\d.]+)"[^>]*>line (\d)<', svg)}
+        assert sorted(heights, key=lambda n: heights[n]) == ["3", "1", "2", "0"]
 
     @pytest.mark.parametrize("number", [13, 14, 50])
     def test_labels_can_be_read_however_many_there_are(self, number: int) -> None:
@@ -180,12 +224,6 @@ class TestFigures:
             y_log=y_log,
         )  # fmt: skip
         ET.fromstring(svg)
-    def test_labels_of_lines_that_leave_the_axes_keep_the_lines_order(self) -> None:
-        lines = [Line(f"line {n}", (1, 2), (0.5, end), n) for n, end in enumerate((-3, -1, -2, 2))]
-        svg = line_chart("x", "T", lines, x_label="k", y_label="v", y_range=(0, 1))
-        heights = {n: float(y) for y, n in re.findall(r'y="([\d.]+)"[^>]*>line (\d)<', svg)}
-        assert sorted(heights, key=lambda n: heights[n]) == ["3", "1", "2", "0"]
-
         assert "nan" not in svg
 
     @pytest.mark.parametrize("spread", [2e-7, 1e-5, 2e-4, 0.0021, 0.3, 25.0, 4e3, 7e6])

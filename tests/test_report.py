@@ -653,10 +653,10 @@ def test_no_model_has_the_grey_of_what_is_none(monkeypatch: pytest.MonkeyPatch) 
     one = assessment(baselines=(Baseline("xz", 2.0, ""),), by_position=by_position)
     assessment_page([one for _ in drawn], drawn, "poem", ORIGIN)
     (dots,) = scores.call_args.args[3]
-    assert list(dots.style) == [0, 1, 2, 3, 4, 0, 1, 5]
+    assert list(dots.style) == [0, 1, 2, 3, 4, 6, 7, 5]
     for chart, times in ((positions, 1), (curves, 2)):
         found = [line.style for line in chart.call_args.args[2]]
-        assert found == [n % 5 for n in range(7) for _ in range(times)]
+        assert found == [n for n in (0, 1, 2, 3, 4, 6, 7) for _ in range(times)]
 
 
 def test_the_origin_names_program_and_machine() -> None:

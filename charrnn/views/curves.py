@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.views import page
-from charrnn.views.figures import PLAIN, Line, line_chart
+from charrnn.views.figures import Line, line_chart, model_style
 from charrnn.views.portrait import Portrait, Row, shortened
 
 #: Most points in a training curve; more rows of a log than these are averaged in groups.
@@ -34,7 +34,7 @@ class LoggedRun(NamedTuple):
     label: str
     """Of the runs that share it, only the first with a curve is named."""
     style: int
-    """The index of its model, or cell, in the page; if there are many, styles repeat."""
+    """The index of its model, or cell, in the page."""
     log: Sequence[Row]
 
 
@@ -145,7 +145,7 @@ def _curve_charts(
 
 def _curve(run: LoggedRun) -> _Curve | None:
     """Return a run's losses: those of validations with the training's beside, or these alone."""
-    style = run.style % PLAIN
+    style = model_style(run.style)
     trained = _thinned(_losses(run.log, "train_nats_per_char"))
     validated = _losses(run.log, "valid_nats_per_char")
     if len(validated):

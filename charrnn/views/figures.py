@@ -67,10 +67,13 @@ DASHES: tuple[Any, ...] = (
 #: Outlines the letters of a label among the lines in the paper's colour.
 ON_PAPER = "stroke: var(--paper); stroke-width: 3; paint-order: stroke"
 MARKERS = ("o", "s", "^", "D", "v", "P")
-#: How many styles there are; the one after the last looks like the first.
+#: How many colours there are; a style after the last has the first's and another's dash and marker.
 STYLES = len(SERIES)
-#: The last style, grey, is for what is not a model. Models use the others, repeatedly if many.
+#: The last of them, grey, is for what is not a model; see ``model_style``.
 PLAIN = STYLES - 1
+
+#: Opacity of faint lines: each colour keeps a contrast of 3 with the paper, light or dark.
+FAINT = 0.75
 
 #: A chart's size and margins in inches, and its font sizes in points (72 to the inch).
 WIDTH, HEIGHT = 5.0, 3.2
@@ -135,6 +138,12 @@ class Dots:
     """One style for all values, or one for each."""
     around: Sequence[Sequence[float]] = ()
     """For each row the single values whose mean its value is, drawn as hollow marks."""
+
+
+def model_style(place: int) -> int:
+    """Return the style of a model by its place among many: never grey, each a look of its own."""
+    again, colour = divmod(place, PLAIN)
+    return STYLES * again + colour
 
 
 def number(value: float) -> str:
@@ -413,12 +422,13 @@ def _inches(axes: Axes) -> tuple[float, float]:
 
 def _look(style: int) -> dict[str, Any]:
     """Return the look of a style's lines and markers, as options for matplotlib."""
-    style %= STYLES
+    again, colour = divmod(style, STYLES)
+    other = (colour + again) % STYLES
     return {
-        "color": SERIES[style],
+        "color": SERIES[colour],
         "linewidth": 1.7,
-        "linestyle": DASHES[style],
-        "marker": MARKERS[style],
+        "linestyle": DASHES[other],
+        "marker": MARKERS[other],
         "markersize": 4.2,
         "markeredgewidth": 0,
     }
@@ -426,7 +436,7 @@ def _look(style: int) -> dict[str, Any]:
 
 def _faint(style: int) -> dict[str, Any]:
     """Return the look of a style's faint lines, as options for matplotlib."""
-    return {"color": SERIES[style % STYLES], "linewidth": 0.9, "alpha": 0.5}
+    return {"color": SERIES[style % STYLES], "linewidth": 0.9, "alpha": FAINT}
 
 
 def _draw_line(axes: Axes, line: Line) -> None:
@@ -443,7 +453,8 @@ def _draw_dots(
     axes: Axes, y: float, value: float | None, singles: Sequence[float], style: int
 ) -> None:
     """Draw one row of a series: a dot, or hollow marks and a bar at their mean."""
-    colour, marker = SERIES[style % STYLES], MARKERS[style % STYLES]
+    look = _look(style)
+    colour, marker = look["color"], look["marker"]
     if singles:
         axes.plot(
             singles, [y] * len(singles), linestyle="none", marker=marker, markersize=6,

@@ -32,6 +32,7 @@ from charrnn.views.figures import (
     Line,
     dot_chart,
     line_chart,
+    model_style,
     spaced,
 )
 from charrnn.views.inside import inside_sections
@@ -312,7 +313,7 @@ def _score_chart(assessments: Sequence[Assessment], labels: Sequence[str], unit:
     by_byte, short = unit == "byte", shortened(labels)
     labels = [short[label] for label in labels]
     rows = [
-        (name, scores.bits_per_byte if by_byte else scores.bits_per_char, style % PLAIN)
+        (name, scores.bits_per_byte if by_byte else scores.bits_per_char, model_style(style))
         for name, scores, style in _scored(assessments, labels)
     ]
     drawn = set()
@@ -358,7 +359,7 @@ def _positions(
         f"positions-{unit}",
         "Loss by position after a reset of the state",
         [
-            Line(short[label], *_grouped(scores.nats_T), style % PLAIN)
+            Line(short[label], *_grouped(scores.nats_T), model_style(style))
             for style, label, scores in measured
         ],
         x_label=f"{unit}s of context",
