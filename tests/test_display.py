@@ -375,8 +375,9 @@ class TestPlain:
         assert f"{worse}{improving}" in said(run, end, capsys)
         stop = Finished("stopped by Ctrl-C", complete=False)
         assert f"{worse}it is not finished yet\n" in said(run, stop, capsys)
-        run.progress.validations_since_best, run.progress.spike_step = 1, 100
-        assert f"{worse}the loss jumped: try a lower --lr\n" in said(run, end, capsys)
+        for since, run.progress.spike_step in ((0, 100), (1, 100)):
+            run.progress.validations_since_best = since
+            assert f"{worse}the loss jumped: try a lower --lr\n" in said(run, end, capsys)
         run.config = replace(run.config, clip_norm=None)
         lower = "the loss jumped: try a lower --lr or --clip-norm 1\n"
         assert f"{worse}{lower}" in said(run, end, capsys)

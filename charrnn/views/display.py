@@ -191,10 +191,10 @@ def _why_worse(run: Run, event: Finished) -> str:
         )
     if not event.complete:
         return "it is not finished yet"
+    if run.progress.spike_step is not None:  # it may be improving since, but had to begin again
+        return f"the loss jumped: try {_tamer(run)}"
     if run.progress.validations_since_best == 0:  # it was still getting better
         return f"it was still improving: give more {flag(run.config.budget)}, or another --lr"
-    if run.progress.spike_step is not None:
-        return f"the loss jumped: try {_tamer(run)}"
     return "the text is too short, or nothing in it repeats"
 
 
