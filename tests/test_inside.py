@@ -100,6 +100,7 @@ class TestChartsOfTheInside:
         self.show(inspection(gradient_flow=flows))
         first, second = charts["flow-0"].kwargs, charts["flow-1"].kwargs
         assert first == second
+        assert first["y_floor"], "a gradient of 0 is drawn"
         bottom, top = first["y_range"]
         assert low / 1.5 < bottom < low
         assert top == high == 1e4 or high < top < 1.5 * high

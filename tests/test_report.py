@@ -587,6 +587,13 @@ class TestInspectionPage:
         assert "nothing to draw" in text
         check(text)
 
+    def test_a_gradient_that_becomes_nothing_is_drawn_to_the_farthest_lag(self) -> None:
+        gone = tuple([1.0, 0.5, 0.1] + [0.0] * 998)
+        reach = Reach(1, "h", 1.0, gone, gone, 2, 3, 2, 3)
+        seen = inspection(gradient_flow=(flow(reaches=(reach,)),))
+        text = inspection_page(portrait(inspection=seen), "poem", ORIGIN)
+        assert "h 1: 0.5 at 1 to 0 at 1,000." in " ".join(check(text).texts["desc"])
+
     def test_scaled_weights_have_a_figure_of_their_own(self) -> None:
         flows = (flow(), flow("initial"), flow(scaled_to=1.5), flow("initial", scaled_to=1.5))
         seen = inspection(gradient_flow=flows)

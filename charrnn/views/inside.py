@@ -140,9 +140,10 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
             "share of its size at the character itself; k from 1 to "
             f"{first.reaches[0].farthest}, medians of {first.places} places, both axes "
             "logarithmic. The gradient vanishes along a line that keeps falling, and explodes "
-            f"along one that keeps rising, which is not drawn above {LOUDEST:,.0f}. Over the first "
-            "few characters a line may rise because more paths lead back, through other layers or "
-            f"an LSTM's c.{memory}{linear} {radii} {seen}",
+            f"along one that keeps rising, which is not drawn above {LOUDEST:,.0f}; what is too "
+            "small for the axis, or zero, is at the bottom. Over the first few characters a "
+            "line may rise because more paths lead back, through other layers or an LSTM's c."
+            f"{memory}{linear} {radii} {seen}",
         ),
         _tables(words.gradient_flow_lines, flows, heads=3),
     )
@@ -168,6 +169,7 @@ def _flow_charts(flows: Measured[tuple[GradientFlow, ...]]) -> list[tuple[str, s
                 y_label="share of the gradient left",
                 x_log=True,
                 y_log=True,
+                y_floor=True,
                 y_range=(lowest / 1.3, min(LOUDEST, max(1.2, 1.2 * highest))),
                 rules=(Rule("half", 0.5), Rule("1 %", 0.01)),
             ),
