@@ -696,7 +696,7 @@ class TestCompare:
             "layers x width",
             "multiply-adds",
             "µs/char",
-            "clipped",
+            "clipped steps",
             "valid nats",
             "spread",
         ):

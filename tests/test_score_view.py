@@ -529,6 +529,11 @@ class TestComparison:
     def test_the_budget_is_counted(self, budget: dict[str, float], said: str) -> None:
         first, *_ = self.says(("lstm", "gru"), 1, **budget)
         assert first.startswith(f"Matched by parameters; {said} a run, one seed; ")
+        assert first.endswith("; multiply-adds: per character.")
+
+    def test_the_spread_is_said_to_be_of_the_seeds(self) -> None:
+        first, *_ = self.says(("lstm", "gru"), 2, steps=20)
+        assert first.endswith("; spread: standard deviation over the seeds.")
 
     def test_one_prediction_is_one(self) -> None:
         (cell,) = self.made(("lstm",), 1, steps=20).cells

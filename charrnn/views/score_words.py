@@ -207,7 +207,7 @@ def comparison_lines(comparison: Comparison) -> list[list[str]]:
     lines = [[
         "cell", "layers x width", "nats/char", *(["spread"] if several else []), "bits/char",
         "perplexity", "valid nats", "parameters", "multiply-adds", "µs/char",
-        "seconds", "steps", "clipped",
+        "seconds", "steps", "clipped steps",
     ]]  # fmt: skip
     for cell in comparison.cells:
         one, row = cell.best, cell.to_dict()
@@ -335,10 +335,12 @@ def _compared_how(comparison: Comparison) -> str:
     seeds = f"mean of {seeds_meant(comparison)}" if plan.seeds > 1 else "one seed"
     predictions = counted(one.characters, "prediction")
     chosen = "best checkpoint by validation" if comparison.is_validated else "last checkpoint"
+    spread = "; spread: standard deviation over the seeds" if plan.seeds > 1 else ""
     flattered = "" if plan.compared_on == "test" else ", which flatters it, as it was chosen there"
     return (
         f"{matched}{budget} a run, {seeds}; the {chosen}, on the {predictions} of the "
-        f"{scored_part(plan)}{flattered}; µs/char: training time in microseconds."
+        f"{scored_part(plan)}{flattered}; µs/char: training time in microseconds; multiply-adds: "
+        f"per character{spread}."
     )
 
 
