@@ -17,7 +17,7 @@ from charrnn.analysis.memory import Memory
 from charrnn.analysis.norms import Clipping, Period
 from charrnn.views.figures import Dots, Line, Rule
 from charrnn.views.inside import inside_sections
-from charrnn.views.inspection_words import NORMS_SAY, ZERO_SAYS
+from charrnn.views.inspection_words import COSTS_SAY, NORMS_SAY, ZERO_SAYS
 from tests.pages import SHAPE, flow, inspection, portrait
 
 
@@ -159,7 +159,8 @@ class TestChartsOfTheInside:
     def test_what_leaving_the_zero_state_costs_is_said_once(self) -> None:
         memory = Memory(1.5, (0.9, 0.5, 0.25), (0.4, 0.2, 0.1), 30, 0.01, 2, (2, 2), 16)
         for models in (1, 2):
-            assert self.show(*[inspection(memory=memory)] * models).count(ZERO_SAYS) == 1
+            says = self.show(*[inspection(memory=memory)] * models)
+            assert says.count(ZERO_SAYS) == says.count(COSTS_SAY) == 1
             reset = inspection(memory=replace(memory, reset_state=True))
             assert ZERO_SAYS not in self.show(*[reset] * models)
 
@@ -168,6 +169,7 @@ class TestChartsOfTheInside:
         says = self.show(None, inspection(gates=(use,)), inspection(gates=(use,)))
         assert "<h3>m2 update 2</h3>" in says
         assert "at more than 90 % of characters" in says
+        assert "What an open gate does: update keeps h." in says
         about = "m2: update gate of layer 2"
         assert charts["gate-2-update-2"].args == (about, (0.25, 0.125), (0.75, 0.5), 2)
 

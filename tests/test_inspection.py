@@ -36,12 +36,14 @@ from charrnn.text.scanning import scan
 from charrnn.views.inspection_view import print_inspection
 from charrnn.views.inspection_words import (
     NORMS_SAY,
+    COSTS_SAY,
     clipping_lines,
     clipping_says,
     cut_lines,
     enough_says,
     gate_lines,
     gradient_flow_lines,
+    gates_say,
     mark,
     memory_lines,
     memory_says,
@@ -214,6 +216,7 @@ class TestTables:
         assert "; training read windows of 1,024. A reset leaves the zero state, " in said
         longer = replace(memory, excess_nats=(0.5,) * 1101, standard_error=(0.25,) * 1101)
         names = [line[0] for line in memory_lines(longer)]
+        assert said.endswith(COSTS_SAY)
         assert names == ["k", "0", *(f"{2**n:,}" for n in range(11)), "1,100"]
 
     def test_pace(self) -> None:
@@ -234,12 +237,17 @@ class TestTables:
 
     def test_units(self) -> None:
         found = UnitFound("digit", Unit(1, 3, "c"), -0.7, 0.6, 0.25)
+    def test_what_a_gate_does_is_said_of_those_there_are(self) -> None:
+        gates = [GateUse(n, name, (), (), 100) for n in (1, 2) for name in ("reset", "update")]
+        reset = "What an open gate does: reset lets h into the candidate, update keeps h."
+        assert gates_say(gates) == reset
+
         assert unit_lines([found])[1] == ["digit", "c", "1.3c", "0.250", "-0.700", "+0.600"]
         every = [replace(found, property=name) for name in PROPERTIES]
-        assert units_say(every).endswith(" on the second.")
+        assert units_say(every).endswith(" on the second. Mean: the property's.")
         missing = ", ".join(list(PROPERTIES)[1:])
-        said = f" on the second. Not measured, because constant throughout a half: {missing}."
-        assert units_say(every[:1]).endswith(said)
+        said = f" Not measured, because constant throughout a half: {missing}."
+        assert units_say(every[:1]).endswith(f" Mean: the property's.{said}")
 
     def test_clipping(self) -> None:
         period = Period(1, 1200, 0.5, 1.5, 2.5, 0.125)

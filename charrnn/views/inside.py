@@ -207,13 +207,16 @@ def _weights(flow: GradientFlow) -> str:
 def _memory_section(memories: Measured[Memory], seen: str) -> str:
     chart, tolerance = _memory_chart(memories), memories[0][1].tolerance
     # For a single model the bullet says this.
-    zero = f" {words.ZERO_SAYS}" if len(memories) > 1 and not memories[0][1].reset_state else ""
+    said = ""
+    if len(memories) > 1:
+        zero = "" if memories[0][1].reset_state else f" {words.ZERO_SAYS}"
+        said = f"{zero} {words.COSTS_SAY}"
     figure = page.figure(
         [("Cost of forgetting", chart)] if chart else [],
         "Extra nats per character when the state was reset k characters before, compared with a "
         "state carried on; resets that cost less than the axis shows are at "
         "the bottom. "
-        f"Below {tolerance:g} more context counts as useless. Bands: one standard error.{zero} "
+        f"Below {tolerance:g} more context counts as useless. Bands: one standard error.{said} "
         f"{seen}",
     )
     says = (
@@ -277,8 +280,9 @@ def _gate_section(gates: Measured[tuple[GateUse, ...]], seen: str) -> str:
             "One dot per unit, larger where several coincide. To the right: the share of "
             f"characters at which its gate is nearly closed (below {NEARLY_CLOSED}); upwards: "
             f"nearly open (above {NEARLY_OPEN}). A gate on the dashed line is never in between. "
-            f"{seen} In the table: the mean shares; always: how many units have the gate nearly "
-            f"open, or nearly closed, at more than {100 * ALWAYS:.0f} % of characters.",
+            f"{words.gates_say([use for _, uses in gates for use in uses])} {seen} In the table: "
+            "the mean shares; always: how many units have the gate nearly open, or nearly closed, "
+            f"at more than {100 * ALWAYS:.0f} % of characters.",
             small=True,
         ),
         _tables(words.gate_lines, gates),

@@ -43,7 +43,19 @@ NORMS_SAY = (
     "10 % (a tenth of the norms are below it) and median are of the norms in the log, each a mean "
     "over up to 10 updates; largest is of a single update."
 )
+COSTS_SAY = (
+    "More: nats above those with the state carried on; ±: one standard error. How many characters "
+    "are enough is read off a fit to these figures that never rises with k, as single ones scatter."
+)
 LINEAR_SAYS = "through the recurrent matrix alone, as if tanh were a straight line."
+#: What the gates of ``charrnn.network.cells`` do when they are open.
+OPEN = {
+    "input": "input writes to c",
+    "forget": "forget keeps c",
+    "output": "output shows c in h",
+    "reset": "reset lets h into the candidate",
+    "update": "update keeps h",
+}
 #: How many standard errors below the full context's a loss must be to be reported as lower.
 SURE = 4
 
@@ -135,6 +147,7 @@ def memory_says(memory: Memory) -> str:
             if memory.reset_state
             else f". {ZERO_SAYS}"
         )
+        + f" {COSTS_SAY}"
     )
 
 
@@ -224,13 +237,18 @@ def gate_lines(gates: Sequence[GateUse]) -> list[list[str]]:
     return lines
 
 
+def gates_say(gates: Sequence[GateUse]) -> str:
+    """Say what each of these gates does when it is open."""
+    return f"What an open gate does: {', '.join(dict.fromkeys(OPEN[use.gate] for use in gates))}."
+
+
 def units_say(units: Sequence[UnitFound]) -> str:
     """Say how the units were found, and which properties could not be measured."""
     missing = [name for name in PROPERTIES if name not in {found.property for found in units}]
     return (
         "The unit whose state follows each property best (in an LSTM one for h and one for c), "
         "chosen by its correlation on the first half of the text and judged by its correlation on "
-        "the second."
+        "the second. Mean: the property's."
         + (
             f" Not measured, because constant throughout a half: {', '.join(missing)}."
             if missing
