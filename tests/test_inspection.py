@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 import torch
 from rich.cells import cell_len
+from rich.style import Style
 from rich.text import Text
 
 from charrnn.analysis import flow, gradients
@@ -33,17 +34,17 @@ from charrnn.errors import UsageError
 from charrnn.storage.checkpoint import load, save
 from charrnn.storage.trained import load_model
 from charrnn.text.scanning import scan
-from charrnn.views.inspection_view import print_inspection
+from charrnn.views.inspection_view import _activation, print_inspection
 from charrnn.views.inspection_words import (
-    NORMS_SAY,
     COSTS_SAY,
+    NORMS_SAY,
     clipping_lines,
     clipping_says,
     cut_lines,
     enough_says,
     gate_lines,
-    gradient_flow_lines,
     gates_say,
+    gradient_flow_lines,
     mark,
     memory_lines,
     memory_says,
@@ -57,6 +58,7 @@ from charrnn.views.inspection_words import (
     units_say,
 )
 from tests.conftest import Cli, Result, make_prose
+from tests.pages import contrast
 from tests.small import ALPHABET, make_model, make_stretch, vocabulary, zero_
 
 TRAINING = TrainConfig(batch_size=1, bptt=9, lr=0.1, lr_adam=0.1, warmup_steps=0, steps=1)
@@ -214,9 +216,9 @@ class TestTables:
         assert "(1,234 resets), compared with 1.5000 nats per character" in said
         assert "To come within 0.01 nats of that, more than 2 characters are needed; " in said
         assert "; training read windows of 1,024. A reset leaves the zero state, " in said
+        assert said.endswith(COSTS_SAY)
         longer = replace(memory, excess_nats=(0.5,) * 1101, standard_error=(0.25,) * 1101)
         names = [line[0] for line in memory_lines(longer)]
-        assert said.endswith(COSTS_SAY)
         assert names == ["k", "0", *(f"{2**n:,}" for n in range(11)), "1,100"]
 
     def test_pace(self) -> None:
@@ -235,13 +237,13 @@ class TestTables:
         use = GateUse(1, "forget", (0.9, 0.95, 0.1), (0.05, 0.0, 0.91), 100)
         assert gate_lines([use])[1] == ["forget 1", "65.0 %", "1", "32.0 %", "1"]
 
-    def test_units(self) -> None:
-        found = UnitFound("digit", Unit(1, 3, "c"), -0.7, 0.6, 0.25)
     def test_what_a_gate_does_is_said_of_those_there_are(self) -> None:
         gates = [GateUse(n, name, (), (), 100) for n in (1, 2) for name in ("reset", "update")]
         reset = "What an open gate does: reset lets h into the candidate, update keeps h."
         assert gates_say(gates) == reset
 
+    def test_units(self) -> None:
+        found = UnitFound("digit", Unit(1, 3, "c"), -0.7, 0.6, 0.25)
         assert unit_lines([found])[1] == ["digit", "c", "1.3c", "0.250", "-0.700", "+0.600"]
         every = [replace(found, property=name) for name in PROPERTIES]
         assert units_say(every).endswith(" on the second. Mean: the property's.")
@@ -449,6 +451,19 @@ def test_a_narrow_terminal_gets_fewer_units_of_the_step(
     assert max(map(cell_len, on_a_terminal.splitlines())) <= 64
 
 
+def test_a_coloured_text_can_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    values = tuple(n / 100 for n in range(-100, 101))
+    picture = _activation(Activation(Unit(1, 1, "h"), "x" * 201, values))[2]
+    assert isinstance(picture, Text)
+    for style in {str(span.style) for span in picture.spans}:
+        ink, paper = Style.parse(style).color, Style.parse(style).bgcolor
+        assert ink is not None
+        assert paper is not None
+        shade = [*paper.get_truecolor()]
+        assert contrast(ink.name, shade) >= 4.5, style
+
+
 def test_a_narrow_terminal_gets_tables_without_their_plots(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,9 +481,16 @@ def test_a_narrow_terminal_gets_tables_without_their_plots(
     wide, narrow = shown(100), shown(62)
     plots = [len(re.findall("[▁▂▃▄▅▆▇█]+", text)) for text in (wide, narrow)]
     assert plots[0] > plots[1]
-    assert ["Plot: k = 0" in text for text in (wide, narrow)] == [True, False]
+    for plot in ("Plot: k = 0", "Plots: how many units"):
+        assert [plot in text for text in (wide, shown(40))] == [True, False]
     assert max(map(cell_len, narrow.splitlines())) <= 62
+    split = shown(40)
+    assert max(map(cell_len, split.splitlines())) <= 40
+    lines = split[split.index("\nUnits\n") :].splitlines()
+    heads = [line.split()[2:] for line in lines if re.match("property +state ", line)]
+    assert heads == [["unit", "mean"], ["first", "second"]]
     without_plot = re.sub(r"Plot: k = 0.*? than 0\.001\.", "", in_a_pipe)
+    assert "Plot: k = 0" not in narrow
     figures = [re.findall(r"\d+\.\d+", text) for text in (without_plot, narrow)]
     assert figures[0] == figures[1] != []
 
@@ -669,7 +691,8 @@ class TestCommand:
             result = cli("inspect", trained, "--text", prose, "--characters", 100, "--unit", 7)
         assert result.code == 0
         assert "(blue)" in result.out
-        assert re.search(r"\x1b\[3[07];48;2;\d+;\d+;\d+m", result.out)
+        inks = r"\x1b\[38;2;(?:0;0;0|255;255;255);48;2;\d+;\d+;\d+m"
+        assert re.search(inks, result.out)
 
     def test_without_colours_a_unit_has_columns(
         self, cli: Cli, trained: Path, prose: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from charrnn.analysis.activity import (
@@ -25,7 +24,7 @@ from charrnn.analysis.inspection import Inspection
 from charrnn.analysis.memory import Memory
 from charrnn.analysis.norms import Clipping
 from charrnn.views import inspection_words as words
-from charrnn.views.terminal import Output, columns_of, fits, plain_table, print_words
+from charrnn.views.terminal import Output, columns_of, fits, fitted, plain_table, print_words
 from charrnn.wording import significant
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -46,7 +45,7 @@ def print_inspection(inspection: Inspection) -> None:
     for title, said, shown in _sections(inspection):
         console.print(Text(title, style="bold underline"))
         print_words(said)
-        (wide if isinstance(shown, Table) else console).print(shown)
+        (console if isinstance(shown, Text) else wide).print(shown)
         console.print()
 
 
@@ -59,16 +58,9 @@ def _sections(inspection: Inspection) -> Iterator[tuple[str, str, RenderableType
     if inspection.memory is not None:
         yield "Memory", words.memory_says(inspection.memory), _memory(inspection.memory)
     if inspection.pace:
-        yield "Pace", words.PACE_SAYS, plain_table(words.pace_lines(inspection.pace), 1)
+        yield "Pace", words.PACE_SAYS, fitted(words.pace_lines(inspection.pace), 1)
     if inspection.gates:
-        yield (
-            "Gates",
-            f"Share of characters at which a gate is open (above {NEARLY_OPEN}) and closed (below "
-            f"{NEARLY_CLOSED}), mean over the units. Always: how many units have it open, or "
-            f"closed, at more than {100 * ALWAYS:.0f} % of characters. Plots: how many units have "
-            "which share, from 0 to 1.",
-            _gates(inspection.gates),
-        )
+        yield _gates(inspection.gates)
     if inspection.units:
         found = words.units_say(inspection.units)
         if inspection.activation is None:
@@ -82,26 +74,31 @@ def _sections(inspection: Inspection) -> Iterator[tuple[str, str, RenderableType
         said = f"{words.clipping_says(clipping)} {words.NORMS_SAY}"
         yield "Clipping", said, _clipping(clipping)
     if inspection.cuts:
-        yield "A cut gradient", words.CUTS_SAY, plain_table(words.cut_lines(inspection.cuts), 1)
+        yield "A cut gradient", words.CUTS_SAY, fitted(words.cut_lines(inspection.cuts), 1, names=2)
     if truncations := inspection.truncation:
         yield "Truncation", words.truncation_says(truncations), _truncation(truncations)
 
 
 def _plotted(
-    lines: Sequence[Sequence[str]], plot: str, pictures: Sequence[str], words: int = 1
-) -> Table:
-    """Return a table with a plot as its last column, if there is room for it.
+    lines: Sequence[Sequence[str]],
+    plot: str,
+    pictures: Sequence[str],
+    words: int = 1,
+    names: int = 1,
+) -> tuple[RenderableType, bool]:
+    """Return a table with a plot as its last column, if there is room for it, and whether it is.
 
     Args:
         lines: the head and the rows.
         plot: the plot's name in the head.
         pictures: one per row.
         words: how many leading columns hold words.
+        names: how many leading columns tell the rows apart.
     """
     plotted = zip(lines, (plot, *pictures), strict=True)
     table = plain_table([[*line, picture] for line, picture in plotted], words)
     table.columns[-1].justify = "left"
-    return table if fits(table) else plain_table(lines, words)
+    return (table, True) if fits(table) else (fitted(lines, words, names), False)
 
 
 def _bar(share: float) -> str:
@@ -115,14 +112,12 @@ def _columns(shares: Sequence[float]) -> str:
     return "".join(BLOCKS[math.ceil(min(1.0, max(0.0, share)) * 8)] for share in shares)
 
 
-def _step(step: Step) -> Table:
+def _step(step: Step) -> RenderableType:
     """Return the table of the step, with fewer units on a narrow terminal."""
     lines = words.step_lines(step)
-    while True:
-        table = plain_table(lines, 3)
-        if fits(table) or len(lines[0]) == 4:
-            return table
+    while len(lines[0]) > 4 and not fits(plain_table(lines, 3)):
         lines = [line[:-1] for line in lines]
+    return fitted(lines, 3, names=2)
 
 
 def _gradient_flow(flows: Sequence[GradientFlow]) -> tuple[str, str, RenderableType]:
@@ -141,9 +136,9 @@ def _gradient_flow(flows: Sequence[GradientFlow]) -> tuple[str, str, RenderableT
         )
 
     lines = words.gradient_flow_lines(flows)
-    table = _plotted(lines, "", list(map(columns, drawn)))
+    table, is_plotted = _plotted(lines, "", list(map(columns, drawn)), names=3)
     plot = linear = ""
-    if len(table.columns) > len(lines[0]):
+    if is_plotted:
         says = "1"
         if full > 1:
             more = " or more" if most > full else ""
@@ -163,27 +158,36 @@ def _gradient_flow(flows: Sequence[GradientFlow]) -> tuple[str, str, RenderableT
     )
 
 
-def _memory(memory: Memory) -> Table:
+def _memory(memory: Memory) -> RenderableType:
     most = max(memory.excess_nats)
     pictures = [
         _bar(memory.excess_nats[k] / most if most > 0 else 0.0) for k in words.contexts(memory)
     ]
-    return _plotted(words.memory_lines(memory), "more", pictures, words=0)
+    return _plotted(words.memory_lines(memory), "more", pictures, words=0)[0]
 
 
-def _gates(gates: Sequence[GateUse]) -> Table:
+def _gates(gates: Sequence[GateUse]) -> tuple[str, str, RenderableType]:
+    """Return title, explanation and picture of the gates."""
     pictures = []
     for use in gates:
         counts = [
             np.histogram(share_H, 10, (0, 1))[0] for share_H in (use.open_share, use.closed_share)
         ]
         pictures.append(" | ".join(_columns((count / count.max()).tolist()) for count in counts))
-    return _plotted(words.gate_lines(gates), "units by open | closed", pictures)
+    table, is_plotted = _plotted(words.gate_lines(gates), "units by open | closed", pictures)
+    plots = " Plots: how many units have which share, from 0 to 1." if is_plotted else ""
+    return (
+        "Gates",
+        f"Share of characters at which a gate is open (above {NEARLY_OPEN}) and closed (below "
+        f"{NEARLY_CLOSED}), mean over the units. Always: how many units have it open, or closed, "
+        f"at more than {100 * ALWAYS:.0f} % of characters. {words.gates_say(gates)}{plots}",
+        table,
+    )
 
 
-def _units(units: Sequence[UnitFound]) -> Table:
+def _units(units: Sequence[UnitFound]) -> RenderableType:
     pictures = [_bar(abs(found.correlation)) for found in units]
-    return _plotted(words.unit_lines(units), "", pictures, words=3)
+    return _plotted(words.unit_lines(units), "", pictures, words=3, names=2)[0]
 
 
 def _activation(shown: Activation) -> tuple[str, str, RenderableType]:
@@ -210,7 +214,9 @@ def _coloured(shown: Activation) -> Text:
     for character, share in zip(shown.text, shown.shares, strict=True):
         faded = round(255 * (1 - abs(share)))
         red, green, blue = (255, faded, faded) if share > 0 else (faded, faded, 255)
-        ink = "white" if share < -0.6 else "black"
+        # Not a terminal's own black and white, which may be greys. Either way the contrast is at
+        # least 4.5, as at this share both have 4.6.
+        ink = "#ffffff" if share < -0.626 else "#000000"
         text.append(words.mark(character), style=f"{ink} on rgb({red},{green},{blue})")
         text.append("\n" if character == "\n" else "")
     return text
@@ -232,13 +238,13 @@ def _underlined(shown: Activation, width: int) -> Group:
     return Group(*(Text(line) for row in rows if row[0] for line in row))
 
 
-def _clipping(clipping: Clipping) -> Table:
+def _clipping(clipping: Clipping) -> RenderableType:
     most = max(period.median for period in clipping.periods)
     pictures = [_bar(period.median / most if most else 0.0) for period in clipping.periods]
-    return _plotted(words.clipping_lines(clipping), "median", pictures)
+    return _plotted(words.clipping_lines(clipping), "median", pictures)[0]
 
 
-def _truncation(truncations: Sequence[Truncation]) -> Table:
+def _truncation(truncations: Sequence[Truncation]) -> RenderableType:
     angles = [w.angle for t in truncations for w in (*t.windows, t.full)]
     pictures = [_bar(angle / 90 if math.isfinite(angle) else 0.0) for angle in angles]
-    return _plotted(words.truncation_lines(truncations), "angle", pictures)
+    return _plotted(words.truncation_lines(truncations), "angle", pictures, names=3)[0]

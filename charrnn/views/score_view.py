@@ -16,7 +16,6 @@ from typing import Any, BinaryIO, Self
 from rich.console import RenderableType
 from rich.segment import Segment, Segments
 from rich.style import Style
-from rich.table import Table
 from rich.text import Text
 
 from charrnn.disk import becoming, followed, refusals
@@ -28,7 +27,7 @@ from charrnn.text.corpus import Part
 from charrnn.text.decoding import BYTES
 from charrnn.views import score_words
 from charrnn.views.surprise import PricedText, surprise, surprise_mark, surprise_ranges
-from charrnn.views.terminal import Output, fits, plain_table, print_words
+from charrnn.views.terminal import Output, fitted, print_words
 from charrnn.wording import command_line, printable, shown
 
 #: How each level of ``surprise`` looks.
@@ -36,44 +35,8 @@ STYLES = ("dim", "", "magenta", "bold red", "bold white on red")
 
 
 def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
-    """Print a table on stdout without cutting anything off.
-
-    If a terminal is too narrow for it, the table is transposed; if that is too wide as well, it
-    is split into tables of as many columns as fit.
-
-    Args:
-        lines: the head and the rows.
-        words: how many leading columns hold words; the others hold numbers.
-    """
-    wide = Output.wide()
-    columns = list(zip(*lines, strict=True))
-    rows, turned = plain_table(lines, words), plain_table(columns, 1)
-    if fits(rows):
-        wide.print(rows)
-    elif fits(turned):
-        wide.print(turned)
-    else:
-        for number, block in enumerate(_blocks(columns, words)):
-            if number:
-                wide.print()
-            wide.print(block)
-
-
-def _blocks(columns: Sequence[Sequence[str]], words: int) -> Iterator[Table]:
-    """Yield tables of as many columns as fit, each with the first column again."""
-    name, *rest = columns
-    while rest:
-        count = 1
-        for more in range(2, len(rest) + 1):
-            if not fits(_table([name, *rest[:more]], words)):
-                break
-            count = more
-        yield _table([name, *rest[:count]], words)
-        rest, words = rest[count:], min(words, 1) + max(0, words - 1 - count)
-
-
-def _table(columns: Sequence[Sequence[str]], words: int) -> Table:
-    return plain_table(list(zip(*columns, strict=True)), words)
+    """Print a table on stdout without cutting anything off; see ``fitted``."""
+    Output.wide().print(fitted(lines, words))
 
 
 def print_assessments(assessments: Sequence[Assessment]) -> None:

@@ -10,11 +10,11 @@ import re
 import shutil
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Self, TextIO
 
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -108,6 +108,42 @@ def fits(table: Table) -> bool:
     """Whether a table is narrow enough for stdout; a pipe takes any width."""
     console = Output()
     return not console.file.isatty() or Output.wide().measure(table).maximum <= console.width
+
+
+def fitted(lines: Sequence[Sequence[str]], words: int, names: int = 1) -> RenderableType:
+    """Return a table for stdout that the terminal need not cut or wrap; see ``plain_table``.
+
+    If a terminal is too narrow for it, the table is transposed; if that is too wide as well, it
+    is split into tables of as many columns as fit.
+
+    Args:
+        lines: the head and the rows.
+        words: how many leading columns hold words; the others hold numbers.
+        names: how many leading columns tell the rows apart; each part of a split table has them.
+    """
+    columns = list(zip(*lines, strict=True))
+    for table in (plain_table(lines, words), plain_table(columns, 1)):
+        if fits(table):
+            return table
+    _, *parts = (part for block in _blocks(columns, words, names) for part in ("", block))
+    return Group(*parts)
+
+
+def _blocks(columns: Sequence[Sequence[str]], words: int, names: int) -> Iterator[Table]:
+    """Yield tables of as many columns as fit, each with the first ones again."""
+    first, rest = columns[:names], columns[names:]
+    while rest:
+        count = 1
+        for more in range(2, len(rest) + 1):
+            if not fits(_table([*first, *rest[:more]], words)):
+                break
+            count = more
+        yield _table([*first, *rest[:count]], words)
+        rest, words = rest[count:], min(words, names) + max(0, words - names - count)
+
+
+def _table(columns: Sequence[Sequence[str]], words: int) -> Table:
+    return plain_table(list(zip(*columns, strict=True)), words)
 
 
 def say_on(console: Console, line: str, hang: int = 0) -> None:
