@@ -16,11 +16,13 @@ from charrnn.analysis.gradients import Cut
 from charrnn.analysis.inspection import Inspection
 from charrnn.analysis.memory import Memory
 from charrnn.analysis.norms import Clipping, Period
-from charrnn.config import ModelConfig
+from charrnn.config import ModelConfig, TrainConfig
 from charrnn.inference.assessment import Assessment
 from charrnn.inference.evaluation import Scores
 from charrnn.runs.comparison import Comparison
 from charrnn.runs.comparison_plan import Plan
+from charrnn.runs.run import Progress, RunSummary
+from charrnn.storage.reading import TextRecord
 from charrnn.views.page import Origin
 from charrnn.views.portrait import Portrait
 from charrnn.views.report import comparison_page
@@ -30,6 +32,19 @@ ORIGIN = Origin("charrnn compare a --report b.html", "a machine", "2026-01-02 03
 
 
 SHAPE = ModelConfig(cell="lstm", vocabulary=9, layers=1, hidden=3, embedding=2)
+
+
+RUN = RunSummary(
+    shape=SHAPE,
+    parameters=1234,
+    of_bytes=False,
+    config=TrainConfig(
+        batch_size=2, bptt=9, optimiser="sgd", lr=0.5, lr_adam=0.5, warmup_steps=0, steps=20
+    ),
+    text=TextRecord((), "utf-8", "f", 90, (0, 80), None, None, (), None),
+    files=1,
+    progress=Progress(step=10, characters=180, seconds=5.0, planned_steps=20),
+)  # fmt: skip
 
 
 #: Text that would break a page if it were not escaped.
@@ -189,6 +204,7 @@ def portrait(label: str = "LSTM", **changes: Any) -> Portrait:
         label=label,
         shape=SHAPE,
         log=log(),
+        run=RUN,
         sample="and the\nbird",
         excerpt=(("a", 0.0), ("b", 3.0), ("\n", 9.0), ("c", 0.1)),
         inspection=inspection(),

@@ -125,6 +125,8 @@ def test_a_portrait_shows_the_beginning_of_a_text_and_the_log(
     assert (drawn.label, drawn.shape) == ("x", model.config)
     assert list(drawn.log) == list(read_metrics(trained / "metrics.jsonl"))
     assert not drawn.of_bytes
+    assert drawn.run.config == checkpoint.record("training", TrainConfig)
+    assert drawn.run.progress.step > 0
     _, _, moved = load_model(
         Path(shutil.copy(trained / "best.safetensors", tmp_path)), torch.device("cpu")
     )

@@ -32,6 +32,7 @@ from charrnn.views.report import assessment_page, comparison_page, inspection_pa
 from tests.pages import (
     HOSTILE,
     ORIGIN,
+    RUN,
     SHAPE,
     assessment,
     check,
@@ -231,6 +232,22 @@ class TestAssessmentPage:
         many = [assessment()] * number, [portrait("one")] * number
         assert check(assessment_page(*many, "poem", ORIGIN)).texts["h1"] == [f"Scores of {named}"]
 
+    def test_says_how_each_model_was_trained(self) -> None:
+        """On the page of an inspection, too."""
+        bare = replace(RUN, config=replace(RUN.config, optimiser="muon", clip_norm=None, seed=3))
+        two = [portrait("one"), portrait("two", run=bare)]
+        far = "for 20 steps; this checkpoint after 10 steps, 180 characters, 5 s"
+        says = [
+            f"one: trained with SGD 0.5, clip norm 1, seed 1, {far}",
+            f"two: trained with Muon 0.5 and AdamW 0.5, no clipping, seed 3, {far}",
+        ]
+        for text, number in (
+            (assessment_page([assessment()] * 2, two, "poem", ORIGIN), 2),
+            (inspection_page(two[0], "poem", ORIGIN), 1),
+        ):
+            said = [text for text in check(text).texts["li"] if ": trained with " in text]
+            assert said == says[:number]
+
     def test_a_long_name_is_cut_in_figures_alone(self) -> None:
         by_position = PositionScores(np.linspace(3, 2, 10), 7)
         name = "shakespeare-lstm-hidden-512-layers-3"
@@ -258,7 +275,7 @@ class TestAssessmentPage:
         about = page.texts["desc"][0]
         for row in ("one: 2.1640", "one, dynamic: 2.0198", "two: 2.1640", "xz: 2.8854"):
             assert row in about
-        assert "xz: alone" in page.texts["li"][0]
+        assert "xz: alone" in page.texts["li"][2]
         assert page.texts["p"][1] == (
             "one by dynamic evaluation needs the fewest bits: 1.8362 bits per byte, 2.0198 per "
             "character, perplexity 4.055."
@@ -283,7 +300,7 @@ class TestAssessmentPage:
         for row in ("bytes: 0.8656", "text: 0.7213", "(bytes): 1.4427", "(text): 0.7213"):
             assert row in about
         assert about.count("xz: 0.5771") == about.count("xz") == 1
-        assert page.texts["li"][0] == (
+        assert page.texts["li"][2] == (
             "runs/b: a character is a byte; compare with the others by bits/byte"
         )
         alone = check(assessment_page([of_bytes], [portrait("bytes")], "poem", ORIGIN))
@@ -569,7 +586,8 @@ class TestInspectionPage:
         seen = inspection(gates=(), clipping=None, units=(), activation=None, cuts=())
         page = check(inspection_page(portrait(inspection=seen, log=()), "poem", ORIGIN))
         assert page.texts["h2"] == [
-            "Gradient flow", "Memory", "Pace", "Samples", "Surprise", "How this was made",
+            "Gradient flow", "Memory", "Pace", "Training", "Samples", "Surprise",
+            "How this was made",
         ]  # fmt: skip
 
     def test_numbers_that_are_none_are_not_drawn(self) -> None:

@@ -14,12 +14,14 @@ import torch
 
 from charrnn.config import TrainConfig
 from charrnn.errors import CheckpointError, RunFolderError
+from charrnn.network.model import CharModel
 from charrnn.runs.comparison_folder import going_on
 from charrnn.runs.run import Progress, RunSummary
-from charrnn.storage.checkpoint import find
+from charrnn.storage.checkpoint import Checkpoint, find
 from charrnn.storage.reading import TextRecord
 from charrnn.storage.runfolder import checkpoints_in
 from charrnn.storage.trained import load_model
+from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import resume_command, shown
 
 
@@ -94,16 +96,8 @@ def read_status(path: Path) -> RunStatus:
     """
     file = _newest(path)
     model, vocabulary, checkpoint = load_model(file, torch.device("cpu"))
-    text = checkpoint.record("text", TextRecord)
-    run = RunSummary(
-        shape=model.config,
-        parameters=model.parameter_count(),
-        of_bytes=vocabulary.is_bytes,
-        config=checkpoint.record("training", TrainConfig),
-        text=text,
-        files=len(text.files),
-        progress=checkpoint.record("progress", Progress),
-    )
+    run = summary_of(checkpoint, model, vocabulary)
+    text = run.text
     try:
         _ = run.steps_per_epoch
     except ValueError as error:
@@ -127,6 +121,29 @@ def read_status(path: Path) -> RunStatus:
         is_state=is_state,
         go_on=go_on,
         newer=newer,
+    )
+
+
+def summary_of(checkpoint: Checkpoint, model: CharModel, vocabulary: Vocabulary) -> RunSummary:
+    """Return the summary of the run that a checkpoint is of.
+
+    Args:
+        checkpoint: the model's.
+        model: what it holds.
+        vocabulary: the model's.
+
+    Raises:
+        CheckpointError: one of its fields is not usable.
+    """
+    text = checkpoint.record("text", TextRecord)
+    return RunSummary(
+        shape=model.config,
+        parameters=model.parameter_count(),
+        of_bytes=vocabulary.is_bytes,
+        config=checkpoint.record("training", TrainConfig),
+        text=text,
+        files=len(text.files),
+        progress=checkpoint.record("progress", Progress),
     )
 
 

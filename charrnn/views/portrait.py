@@ -28,6 +28,8 @@ from charrnn.inference.evaluation import prices
 from charrnn.inference.sampling import sample, unwarned
 from charrnn.network.model import CharModel
 from charrnn.runs.comparison import Comparison, RunResult
+from charrnn.runs.run import RunSummary
+from charrnn.runs.status import summary_of
 from charrnn.runs.subject import Subject, validated_on
 from charrnn.storage.checkpoint import Checkpoint, read_description
 from charrnn.storage.metrics import read_log
@@ -61,6 +63,8 @@ class Portrait:
     shape: ModelConfig
     log: Sequence[Row]
     """Of its training; empty where there is no log (any more)."""
+    run: RunSummary
+    """Its training."""
     sample: str
     """As ``charrnn sample`` draws it with ``SAMPLE`` on the CPU, whatever the model's device."""
     excerpt: Sequence[tuple[str, float]]
@@ -96,6 +100,7 @@ def portray(
         validated_on: identifies the text that the losses in the log are on.
 
     Raises:
+        CheckpointError: the checkpoint does not say how it was trained.
         CorpusError: the text changed while it was read.
         NonFiniteError: a price or a prediction is not finite: the weights are too large to
             compute with.
@@ -125,6 +130,7 @@ def portray(
         label=label,
         shape=model.config,
         log=tuple(read_log(checkpoint.folder)),
+        run=summary_of(checkpoint, model, vocabulary),
         sample=vocabulary.decode([symbol for _, symbol in pieces]),
         excerpt=tuple(excerpt[:EXCERPT]),
         inspection=inspection,

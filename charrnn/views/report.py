@@ -39,6 +39,7 @@ from charrnn.views.inside import inside_sections
 from charrnn.views.inspection_words import enough_says
 from charrnn.views.page import Origin
 from charrnn.views.portrait import SAMPLE, Portrait, Row, shortened
+from charrnn.views.run_words import trained_how
 from charrnn.views.surprise import surprise, surprise_mark, surprise_ranges
 from charrnn.wording import counted, joined
 
@@ -156,6 +157,7 @@ def assessment_page(
                 + (" Per byte, since not all models count the same characters." if differ else ""),
             ),
             page.table(words.assessment_lines(assessments), words=2),
+            _training(portraits),
             page.bullets(
                 f"{label}: the model {fact}"
                 for label, one in zip(labels, assessments, strict=True)
@@ -222,12 +224,18 @@ def inspection_page(portrait: Portrait, text: str, origin: Origin) -> str:
     unit, in_bytes = _unit([portrait])
     sections = [
         *inside_sections([portrait], ""),
+        page.section("Training", _training([portrait])),
         learning_section(own_runs([portrait]), "", unit),
         _samples([portrait]),
         _excerpts([portrait], "The beginning of the inspected text"),
     ]
     title, lead = f"Inside {portrait.label}", _inspection_lead(portrait) + in_bytes
     return page.document("inspect", title, lead, text, sections, origin)
+
+
+def _training(portraits: Sequence[Portrait]) -> str:
+    """Return how each model was trained."""
+    return page.bullets(f"{one.label}: {trained_how(one.run)}" for one in portraits)
 
 
 def _inspection_lead(portrait: Portrait) -> str:

@@ -87,6 +87,14 @@ def _update(run: RunSummary, is_planned: bool) -> str:
     return ", ".join([rates, clip, *held, f"seed {config.seed}"])
 
 
+def trained_how(run: RunSummary) -> str:
+    """Return the update, budget and progress of the run that a checkpoint is of."""
+    return (
+        f"trained with {_update(run, is_planned=True)}, for {_budget(run)}; this checkpoint after "
+        f"{come_to(run)}"
+    )
+
+
 def _budget(run: RunSummary) -> str:
     config = run.config
     if config.minutes is not None:
