@@ -346,7 +346,7 @@ class TestDifferences:
         [*zip(range(1, 6), (12.706, 4.303, 3.182, 2.776, 2.571), strict=True), (20, 2.086)],
     )
     def test_student_s_t_is_that_of_tables(self, freedom: int, t: float) -> None:
-        assert student(freedom) == pytest.approx(t, abs=0.0012)
+        assert student(freedom) == pytest.approx(t, abs=0.0005)
 
     def test_the_best_run_is_chosen_without_the_test_part(self) -> None:
         runs = (

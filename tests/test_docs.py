@@ -29,7 +29,7 @@ from charrnn.runs.comparison import RunResult
 from charrnn.runs.planning import LEAST_TIMED
 from charrnn.runs.schedule import LEAST_SCORED, Schedule
 from charrnn.storage.reading import MOST_FILES
-from tests.conftest import Cli, documented_fields
+from tests.conftest import Cli, documented_fields, make_prose, write
 from tests.promises import PROMISES
 
 ROOT = Path(__file__).parent.parent
@@ -320,16 +320,21 @@ def test_the_fields_of_samples_and_prices_are_documented(
 
 
 def test_the_readme_s_python_does_what_it_says(
-    cli: Cli, capsys: pytest.CaptureFixture[str]
+    cli: Cli, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    sampled, likely = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    sampled, likely, scored = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     golden = str(ROOT / "tests" / "data" / "format-1-lstm.safetensors")
     shown = "checkpoints/poems-lstm"
     assert shown in sampled
-    exec(sampled.replace(shown, golden) + likely, {})
-    both = capsys.readouterr().out
-    text, likeliest = both[:200], both[200:]
-    assert re.fullmatch(r"\n\[('.+', ){4}'.+'\] tensor\(\[(0\.\d+, ){4}0\.\d+\]\)\n", likeliest)
+    letters = write(tmp_path / "letters.txt", make_prose(500))
+    assert "letters.txt" in scored
+    exec(sampled.replace(shown, golden) + likely + scored.replace("letters.txt", letters), {})
+    printed = capsys.readouterr().out
+    text, likeliest, figures = printed[:200], *printed[201:].splitlines()
+    assert re.fullmatch(r"\[('.+', ){4}'.+'\] tensor\(\[(0\.\d+, ){4}0\.\d+\]\)", likeliest)
+    (row,) = json.loads(cli("evaluate", golden, "--text", letters, "--json").out)
+    names = ("nats_per_char", "bits_per_char", "perplexity")
+    assert [float(figure) for figure in figures.split()] == [row[name] for name in names]
     options = ["--prompt", "The sea", "--length", "200", "--temperature", "0.7"]
     assert cli("sample", golden, *options).out == text

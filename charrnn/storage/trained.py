@@ -25,16 +25,19 @@ from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import shown
 
 
-def load_model(path: Path, device: torch.device) -> tuple[CharModel, Vocabulary, Checkpoint]:
+def load_model(
+    path: Path | str, device: torch.device | str
+) -> tuple[CharModel, Vocabulary, Checkpoint]:
     """Load a checkpoint's model, vocabulary, and the checkpoint itself without its tensors.
 
     Args:
         path: a checkpoint, or a run's folder (its best one is taken).
-        device: where to compute.
+        device: where to compute, as torch names it.
 
     Raises:
         CheckpointError: the file is not an intact checkpoint.
     """
+    path = Path(path)
     file = find(path)
     checkpoint = load(file)
     shape, vocabulary = described(checkpoint, file)
