@@ -252,9 +252,10 @@ logistic function of the character and the state, so it lies between 0 and 1; op
 is correlated with properties of the text that a reader sees. For each property, the best h and the
 best c are chosen on the first half of the {found["characters"]:,} characters; the correlations in
 the table are those on the second half. Of the properties that last ({joined(LASTING, "or")}) and
-vary, the best c's are judged, on the second half too: a property lasts long after {LONG} characters
-without a break, and a spell is one such time. Units are written layer.unit: 1.5c is the memory c of
-unit 5 in layer 1, 1.5 its state h.
+vary, the best c's are judged, on the second half too (read in one piece; for the table above in
+lanes, so last digits may differ): a property lasts long after {LONG} characters without a break,
+and a spell is one such time. Units are written layer.unit: 1.5c is the memory c of unit 5 in layer
+1, 1.5 its state h.
 """,
         commands=commands,
         tables=[
