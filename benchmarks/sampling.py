@@ -47,9 +47,7 @@ from charrnn.inference.sampling import sample
 from charrnn.inference.stepper import CompiledStepper, NumpyStepper
 from charrnn.network.model import CharModel
 from charrnn.storage.trained import load_model
-from charrnn.text.corpus import (
-    Part,
-)
+from charrnn.text.corpus import Part
 from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import command_line

@@ -32,9 +32,7 @@ from charrnn.config import TextChoices
 from charrnn.recipe import Choices
 from charrnn.runs.starting import start
 from charrnn.storage.runfolder import RunFolder
-from charrnn.text.corpus import (
-    Part,
-)
+from charrnn.text.corpus import Part
 from charrnn.text.files import embedded_corpus
 from charrnn.text.scanning import scan
 from charrnn.text.stream import Lanes

@@ -20,12 +20,12 @@ class Difference:
     """Half the width of the 95 % confidence interval around ``nats``; None where nothing tells
     it."""
     supported: bool
-    """Whether chance is an unlikely cause: 0 is outside the interval, and no test before it found
-    that nothing differs."""
+    """Whether chance is an unlikely cause: 0 is outside the interval, and a test of all cells, if
+    there is one, found that they differ."""
 
 
-def student(freedom: float) -> float:
-    """Return Student's t, two-sided 95 %, for any degrees of freedom from 1 on.
+def student(freedom: float, outside: float = 0.05) -> float:
+    """Return the t beyond which, on both sides, a share ``outside`` of Student's t lies.
 
     With t = sqrt(freedom) tan(x), the density of x is proportional to cos(x)^(freedom - 1).
     """
@@ -41,18 +41,21 @@ def student(freedom: float) -> float:
         area = density[0] + 4 * sum(density[1::2]) + 2 * sum(density[2:-1:2]) + density[-1]
         return peak * end * area / (3 * steps)
 
-    low, high = 1.95, 12.75
+    low, high = 0.0, 16.0
+    while inside(high) < 1 - outside:
+        high *= 2
     while high - low > 1e-5:
         middle = (low + high) / 2
-        low, high = (middle, high) if inside(middle) < 0.95 else (low, middle)
+        low, high = (middle, high) if inside(middle) < 1 - outside else (low, middle)
     return high
 
 
-def paired_margin(differences: Sequence[float]) -> float:
+def paired_margin(differences: Sequence[float], tests: int = 1) -> float:
     """Return half the width of the 95 % confidence interval around a mean of differences.
 
     Args:
         differences: of pairs, independent of each other; two or more.
+        tests: how many such intervals are to hold together in 95 % (Bonferroni's correction).
     """
     error = statistics.stdev(differences) / math.sqrt(len(differences))
-    return student(len(differences) - 1) * error
+    return student(len(differences) - 1, 0.05 / tests) * error

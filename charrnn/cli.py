@@ -53,8 +53,8 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as ``__main__`` has left it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     code = run_command(sys.argv[1:])
-    # All is done. Ctrl-C now would only interrupt what libraries do at exit, with a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # All is done and printed. Ctrl-C would interrupt what libraries do at exit, with a traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(code))
     sys.exit(code)
 
 

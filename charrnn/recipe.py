@@ -132,26 +132,23 @@ def choose(
     training = _training(cell, bf16)
     training["decay_embedding"] = vocabulary >= MANY_SYMBOLS[cell]
     chosen, chosen_model = given(choices.training), given(choices.model)
-    planned = training | chosen
-    # Impossible values are refused only when the configs are built below, so neither zeros nor
-    # integers too large for a float may fail here. Lanes and window will be made to fit the text.
-    lanes, window, counted, _ = fit_lanes(
-        characters, planned["batch_size"], max(1, planned["bptt"]), planned.get("loss_last")
-    )
-    characters_per_step = max(1, lanes * (counted or window))
-    precision = planned["precision"]
+    own_lanes = training["batch_size"]
+    precision = chosen.get("precision") or training["precision"]
+    characters_per_step = _characters_per_step(characters, training | chosen)
     read = _characters_read(budget, characters_per_step, vocabulary, characters, device, precision)
     passes = read / characters
     is_gpu = _sized_as(device, precision) == "cuda"
     multiple = GPU_MULTIPLE if is_gpu else 1
     widest = math.ceil(vocabulary / multiple) * multiple
     hidden = _hidden(cell, device, precision, widest, read, characters)
-    if is_gpu and "minutes" in budget and not {"batch_size", "bptt", "loss_last"} & chosen.keys():
-        more, steps = _lanes_on_gpu(passes, training["batch_size"], training["bptt"])
-        faster = more / training["batch_size"]
-        characters_per_step *= int(faster * steps / training["bptt"])
+    if is_gpu and "minutes" in budget:
+        more, shorter = _lanes_on_gpu(passes, own_lanes, training["bptt"])
+        training["batch_size"] = more
+        if not {"batch_size", "loss_last"} & chosen.keys():
+            training["bptt"] = shorter
+        characters_per_step = _characters_per_step(characters, training | chosen)
+        faster = min(max(1, chosen.get("batch_size", more)), characters) / own_lanes
         read, passes = faster * read, faster * passes
-        training |= {"batch_size": more, "bptt": steps}
     sizes: dict[str, Any] = {
         "cell": cell,
         "vocabulary": vocabulary,
@@ -394,6 +391,17 @@ def _training(cell: CellName, bf16: bool) -> dict[str, Any]:
         "lr_adam": 8.4e-3,
         "precision": "bf16" if bf16 else "fp32",
     }
+
+
+def _characters_per_step(characters: int, training: dict[str, Any]) -> int:
+    """Return the predictions of an update, once lanes and window fit a text.
+
+    Impossible values are refused only when the configs are built, so zeros do not fail here.
+    """
+    lanes, window, counted, _ = fit_lanes(
+        characters, training["batch_size"], max(1, training["bptt"]), training.get("loss_last")
+    )
+    return max(1, lanes * (counted or window))
 
 
 def _lanes_on_gpu(passes: float, lanes: int, window: int) -> tuple[int, int]:

@@ -30,9 +30,7 @@ from charrnn.compute import compiler, recurrence
 from charrnn.compute.device import has_capability
 from charrnn.config import CELL_NAMES, CellName
 from charrnn.errors import CharrnnError, RunFolderError
-from charrnn.text.corpus import (
-    Part,
-)
+from charrnn.text.corpus import Part
 from charrnn.text.scanning import scan
 from tests import promises
 

@@ -41,13 +41,7 @@ from charrnn.storage.reading import TextRecord
 from charrnn.storage.runfolder import RunFolder
 from charrnn.storage.trained import load_model
 from charrnn.wording import flag
-from tests.conftest import (
-    Cli,
-    documented_fields,
-    make_prose,
-    needs_raw_names,
-    run_cli,
-)
+from tests.conftest import Cli, documented_fields, make_prose, needs_raw_names, run_cli
 from tests.small import make_result
 
 CPU = torch.device("cpu")

@@ -21,11 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from charrnn.errors import CorpusError, UsageError
-from charrnn.text.corpus import (
-    Corpus,
-    TextFile,
-    split,
-)
+from charrnn.text.corpus import Corpus, TextFile, split
 from charrnn.text.decoding import text_encoding
 from charrnn.text.scanning import scan
 from tests.conftest import assert_one_line, text_of, write

@@ -23,7 +23,9 @@ from charrnn import recipe
 from charrnn.analysis.inspection import Inspection
 from charrnn.cli import app
 from charrnn.config import CellName
+from charrnn.inference.assessment import FEWEST_BLOCKS
 from charrnn.inference.baselines import MOST_COMPRESSED
+from charrnn.inference.evaluation import SHORTEST_BLOCK
 from charrnn.network import optimiser
 from charrnn.runs.comparison import RunResult
 from charrnn.runs.planning import LEAST_TIMED
@@ -215,7 +217,7 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"| `--minutes` | {recipe.DEFAULT_MINUTES:g} |",
         f"(CUDA in bf16: the next multiple of {recipe.GPU_MULTIPLE}, not measured)",
         f"fewer than {recipe.GPU_LANES[1][0]} times with these, 32 x 64, fewer than "
-        f"{recipe.GPU_LANES[0][0]} times 64 x 64; less,",
+        f"{recipe.GPU_LANES[0][0]} times 64 x 64 (with",
         f"| `--layers` | {lstm.layers} |",
         f"LSTM and GRU {lstm_trained.batch_size} x {lstm_trained.bptt}, "
         f"RNN {rnn_trained.batch_size} x {rnn_trained.bptt};",
@@ -285,6 +287,7 @@ def test_the_page_of_defaults_has_the_formulas_of_dropout(p: int, characters: in
 @pytest.mark.parametrize(
     ("page", "line"),
     [
+        ("docs/cli.md", f"fewer than {FEWEST_BLOCKS * SHORTEST_BLOCK:,} characters are scored"),
         ("README.md", f"(its first {MOST_COMPRESSED:,} characters)"),
         ("docs/cli.md", f"(bzip2: of its first {MOST_COMPRESSED:,} characters)"),
         ("docs/reliability.md", f"if it is 2 to {MOST_FILES:,} files"),

@@ -12,11 +12,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from charrnn.config import TextSource
+from charrnn.inference.assessment import FEWEST_BLOCKS
 from charrnn.inference.baselines import COMPRESSORS
+from charrnn.inference.evaluation import SHORTEST_BLOCK
 from charrnn.runs.subject import load_subjects
 from charrnn.storage.checkpoint import load, read_description, save
 from charrnn.storage.trained import load_model
@@ -32,6 +35,7 @@ from tests.conftest import (
     one_line,
     refusing,
     run_unread,
+    write,
 )
 
 
@@ -403,6 +407,28 @@ class TestEvaluate:
         assert (result.code, json.loads(result.out)["device"]) == (0, "mps")
         assert "inspecting on mps\n" in result.err
         assert "inspecting on mps\n" in cli(*words).err
+
+    def test_models_are_told_apart_as_their_prices_say(self, cli: Cli, tmp_path: Path) -> None:
+        golden = Path(__file__).parent / "data"
+        models = [golden / f"format-1-{cell}.safetensors" for cell in ("rnn", "gru")]
+        text = write(tmp_path / "text", make_prose(FEWEST_BLOCKS * SHORTEST_BLOCK + 1))
+        rows = json.loads(cli("evaluate", *models, "--text", text, "--exact", "--json").out)
+        (found,) = rows[0]["differences"] + rows[1]["differences"]
+        priced = []
+        for model in models:
+            prices = tmp_path / "prices"
+            assert cli("evaluate", model, "--text", text, "--per-char", prices).code == 0
+            lines = prices.read_text(encoding="utf-8").splitlines()
+            priced.append([json.loads(line)["nats"] for line in lines])
+        rnn, gru = np.array(priced)
+        by_block = (rnn - gru).reshape(FEWEST_BLOCKS, SHORTEST_BLOCK).mean(1)
+        sign = 1 if found["better"] == str(models[1]) else -1
+        assert found["nats"] == pytest.approx(sign * by_block.mean(), abs=1e-5)
+        error = by_block.std(ddof=1) / math.sqrt(FEWEST_BLOCKS)
+        assert found["margin"] == pytest.approx(2.57058 * error, rel=1e-3)
+        shorter = write(tmp_path / "text", make_prose(FEWEST_BLOCKS * SHORTEST_BLOCK))
+        rows = json.loads(cli("evaluate", *models, "--text", shorter, "--json").out)
+        assert [row["differences"] for row in rows] == [[], []]
 
     def test_in_depth_adds_names_and_changes_none(self, cli: Cli, trained: Path) -> None:
         plain = json.loads(cli("evaluate", trained, "--part", "valid", "--json").out)[0]

@@ -11,9 +11,7 @@ import torch
 from charrnn.config import CellName
 from charrnn.layout import LAST
 from charrnn.recipe import GPU_UNITS
-from charrnn.storage.checkpoint import (
-    load,
-)
+from charrnn.storage.checkpoint import load
 from tests.conftest import Cli, Result, make_prose
 
 pytestmark = pytest.mark.gpu

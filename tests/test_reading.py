@@ -20,10 +20,7 @@ from charrnn.storage.reading import (
     refuse_too_short,
     to_remember,
 )
-from charrnn.text.corpus import (
-    Part,
-    split,
-)
+from charrnn.text.corpus import Part, split
 from charrnn.text.scanning import scan
 from tests.conftest import write
 

@@ -216,8 +216,18 @@ class TestChoose:
         assert chosen(seldom, bf16=False) == usual
         assert chosen(seldom, budget={"steps": 9}) == usual
         assert chosen(seldom, training={"batch_size": 9}) == (9, usual[1])
-        assert chosen(seldom, training={"bptt": 9}) == (usual[0], 9)
-        assert chosen(seldom, training={"loss_last": 9}) == usual
+        assert chosen(seldom, training={"bptt": 9}) == (64, 9)
+        assert chosen(seldom, training={"loss_last": 9}) == (64, usual[1])
+
+    @pytest.mark.parametrize("characters", [10**6, 6 * 10**6, 20 * 10**6])
+    def test_what_a_gpu_s_lanes_read_counts_whoever_chose_them(
+        self, cell: CellName, characters: int
+    ) -> None:
+        """``compare`` gives each training what was chosen for all."""
+        how: dict[str, Any] = {"budget": {"minutes": 3}, "bf16": True}
+        model, training = choose_for("cuda", cell, characters, **how)
+        given = {"batch_size": training.batch_size, "bptt": training.bptt}
+        assert choose_for("cuda", cell, characters, training=given, **how) == (model, training)
 
     def test_they_are_taken_to_read_it_more_often(self) -> None:
         def dropout(characters: int) -> float:

@@ -29,13 +29,7 @@ from charrnn.inference.sampling import Piece
 from charrnn.inference.stepper import Stepper
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.sample_view import print_as_made, print_samples
-from tests.conftest import (
-    ENVIRONMENT,
-    PATIENCE,
-    Cli,
-    command,
-    one_line,
-)
+from tests.conftest import ENVIRONMENT, PATIENCE, Cli, command, one_line
 
 
 class TestSample:

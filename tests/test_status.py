@@ -22,10 +22,7 @@ from charrnn.errors import CheckpointError
 from charrnn.layout import BEST, LAST, PLAN
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.status import read_status
-from charrnn.storage.checkpoint import (
-    load,
-    save,
-)
+from charrnn.storage.checkpoint import load, save
 from charrnn.views.run_words import status_lines
 from charrnn.views.terminal import print_words, to_json
 from charrnn.wording import command_line

@@ -15,9 +15,7 @@ from hypothesis import strategies as st
 from charrnn.errors import CorpusError
 from charrnn.recipe import fit_lanes
 from charrnn.text import stream
-from charrnn.text.corpus import (
-    Part,
-)
+from charrnn.text.corpus import Part
 from charrnn.text.scanning import scan
 from charrnn.text.stream import Batch, Lanes, Reader
 from charrnn.text.vocabulary import REPLACEMENT, Vocabulary

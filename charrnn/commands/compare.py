@@ -23,9 +23,7 @@ from charrnn.commands.stopping import Stopped, StopSignals, import_numpy
 from charrnn.config import BUDGETS, DeviceName, MatchName
 from charrnn.errors import CorpusError, UsageError
 from charrnn.layout import PLAN
-from charrnn.text.files import (
-    absolute_names,
-)
+from charrnn.text.files import absolute_names
 from charrnn.wording import comparison_command, counted, duration
 
 if TYPE_CHECKING:

@@ -111,7 +111,7 @@ def evaluate(
     give both: --text says where it is now.
 
     It prints nats and bits per character, bits per byte and perplexity, over every character but
-    the first; and how far the best of several models is ahead on such text. A character that a
+    the first; and how far the best of several models is ahead of the others. A character that a
     model does not know is charged in full: the unknown symbol's price plus that of spelling the
     character out. --after, --per-char and --show score as --exact does, or as --dynamic where that
     is given.

@@ -15,9 +15,7 @@ from charrnn import recipe
 from charrnn.config import DeviceName, OptimiserName, PartName, PrecisionName
 from charrnn.errors import UsageError
 from charrnn.layout import LOG, PLAN, RUNS
-from charrnn.text.files import (
-    name_of,
-)
+from charrnn.text.files import name_of
 from charrnn.wording import command_line
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -116,45 +116,46 @@ class Assessment:
 def differences(assessments: Sequence[Assessment]) -> list[Difference]:
     """Return how far the best model is ahead of each other on the same text, the nearest first.
 
-    Margins come from a t test of pairs, one for each block of the text: what is hard for one model
-    is mostly hard for the other, so their difference varies far less than their losses. They say
-    what another text of this kind could change, for these models as they are; not another seed.
+    Margins come from t tests of pairs, one for each block of the text: what is hard for one model
+    is mostly hard for the other, so their difference varies far less than their losses. As the
+    best of k models is found by looking at them, the intervals hold for all k (k - 1) / 2 pairs
+    together. They say what another text of this kind could change, for these models as they are;
+    not another seed.
 
     Args:
-        assessments: of models on one text. Left out are those that do not count the same
-            characters as the first (but bytes), those whose loss is not finite, and all if the
-            text has fewer than ``FEWEST_BLOCKS`` blocks.
+        assessments: of models on one text; ranked by dynamic evaluation if that was done. Left
+            out are those that do not count the same characters as most (but bytes), those whose
+            loss is not finite, and all if the text has fewer than ``FEWEST_BLOCKS`` blocks.
     """
-    first = assessments[0].scores
-    blocks = len(first.nats_N)
-    if blocks < FEWEST_BLOCKS:
-        return []
+    scored = {one.checkpoint: one.dynamic or one.scores for one in assessments}
+    counted = Counter((scores.characters, scores.bytes) for scores in scored.values())
+    ((characters, size), _), *_ = counted.most_common()
     ranked = sorted(
-        (
-            one
-            for one in assessments
-            if (one.scores.characters, one.scores.bytes) == (first.characters, first.bytes)
-            and math.isfinite(one.scores.nats)
-        ),
-        key=lambda one: one.scores.nats,
+        (scores.nats, name, scores.nats_N)
+        for name, scores in scored.items()
+        if (scores.characters, scores.bytes) == (characters, size)
+        and len(scores.nats_N) >= FEWEST_BLOCKS
+        and math.isfinite(scores.nats)
     )
     found = []
-    for other in ranked[1:]:
-        best = ranked[0]
-        pairs = zip(other.scores.nats_N, best.scores.nats_N, strict=True)
-        by_block = [(worse - better) * blocks / first.characters for worse, better in pairs]
-        nats, margin = statistics.fmean(by_block), paired_margin(by_block)
-        found.append(Difference(best.checkpoint, other.checkpoint, nats, margin, nats > margin))
+    for _, worse, nats_N in ranked[1:]:
+        _, better, least_N = ranked[0]
+        share = len(nats_N) / characters
+        by_block = [(more - less) * share for more, less in zip(nats_N, least_N, strict=True)]
+        nats = statistics.fmean(by_block)
+        margin = paired_margin(by_block, math.comb(len(ranked), 2))
+        found.append(Difference(better, worse, nats, margin, nats > margin))
     return found
 
 
 def to_list(assessments: Sequence[Assessment]) -> list[dict[str, Any]]:
     """Return a JSON list, with one object per assessment and the differences at the best one's."""
     found = [asdict(one) for one in differences(assessments)]
-    return [
-        one.to_dict() | {"differences": [d for d in found if d["better"] == one.checkpoint]}
-        for one in assessments
-    ]
+    rows = [one.to_dict() | {"differences": []} for one in assessments]
+    if found:
+        best = next(row for row in rows if row["checkpoint"] == found[0]["better"])
+        best["differences"] = found
+    return rows
 
 
 def refuse_non_finite(assessments: Iterable[Assessment]) -> None:

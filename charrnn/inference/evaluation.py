@@ -160,8 +160,11 @@ def score(
             logits_TBV, hidden = model(text_TB[:-1], hidden)
             price_TB = symbol_prices(logits_TBV, text_TB[1:])
             price_TB = _wide(price_TB * torch.from_numpy(counted_TB).to(device))
-            block_N = torch.from_numpy(block_TB.ravel()).to(price_TB.device)
-            nats_N.index_add_(0, block_N, price_TB.flatten())
+            # Not by index_add_, which adds in any order on a GPU.
+            block_N = torch.arange(len(nats_N), dtype=torch.uint8, device=price_TB.device)
+            priced_in_TB = torch.from_numpy(block_TB.astype(np.uint8)).to(price_TB.device)
+            in_block_NTB = priced_in_TB == block_N[:, None, None]
+            nats_N += torch.where(in_block_NTB, price_TB, 0.0).flatten(1).sum(1)
             done += int(counted_TB.sum())
             tell(done)
     spelled_N = nats_N.cpu().numpy() + unknown_N * vocabulary.unknown_nats

@@ -23,24 +23,12 @@ from charrnn.compute.device import multiplies_bf16, recurs_in_bf16
 from charrnn.compute.machine import processor, worker
 from charrnn.config import ModelConfig
 from charrnn.disk import write_json
-from charrnn.errors import (
-    CheckpointError,
-    CorpusError,
-    NonFiniteError,
-    RunFolderError,
-    UsageError,
-)
+from charrnn.errors import CheckpointError, CorpusError, NonFiniteError, RunFolderError, UsageError
 from charrnn.inference.baselines import uniform_nats
 from charrnn.inference.evaluation import Interrupted, Scores, run_once, score
 from charrnn.layout import BEST, LOCK, LOG, PLAN, RESULT
 from charrnn.runs.comparison import RunFailure, RunResult
-from charrnn.runs.comparison_folder import (
-    TEXTS,
-    going_on,
-    name_moved,
-    read_result,
-    read_results,
-)
+from charrnn.runs.comparison_folder import TEXTS, going_on, name_moved, read_result, read_results
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.events import Event, Finished
 from charrnn.runs.matching import shapes, sizes
@@ -48,9 +36,7 @@ from charrnn.runs.resuming import resume
 from charrnn.runs.run import Run
 from charrnn.runs.starting import start
 from charrnn.runs.training import train
-from charrnn.storage.checkpoint import (
-    DamagedCheckpointError,
-)
+from charrnn.storage.checkpoint import DamagedCheckpointError
 from charrnn.storage.metrics import read_metrics
 from charrnn.storage.reading import (
     divide,
@@ -60,12 +46,8 @@ from charrnn.storage.reading import (
 )
 from charrnn.storage.runfolder import RunFolder, has_state
 from charrnn.storage.trained import chosen_in, load_model, trained_by
-from charrnn.text.corpus import (
-    Part,
-)
-from charrnn.text.files import (
-    embedded_corpus,
-)
+from charrnn.text.corpus import Part
+from charrnn.text.files import embedded_corpus
 from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import comparison_command, joined, shown

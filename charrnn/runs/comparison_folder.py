@@ -18,9 +18,7 @@ from charrnn.errors import RunFolderError, UsageError
 from charrnn.layout import PLAN, RESULT
 from charrnn.runs.comparison import RunResult
 from charrnn.runs.comparison_plan import Plan
-from charrnn.text.files import (
-    absolute_names,
-)
+from charrnn.text.files import absolute_names
 from charrnn.wording import comparison_command, reason, resume_command, shown
 
 R = TypeVar("R", bound=Record)

@@ -27,11 +27,7 @@ from charrnn.runs.assembling import (
     steps_of,
 )
 from charrnn.runs.run import Progress, Run, SavedState, Settings
-from charrnn.storage.checkpoint import (
-    Checkpoint,
-    DamagedCheckpointError,
-    load,
-)
+from charrnn.storage.checkpoint import Checkpoint, DamagedCheckpointError, load
 from charrnn.storage.reading import (
     TextRecord,
     learnt_before,
@@ -41,22 +37,13 @@ from charrnn.storage.reading import (
 )
 from charrnn.storage.runfolder import RunFolder
 from charrnn.storage.trained import described, prefixed, with_weights
-from charrnn.text.corpus import (
-    Part,
-)
+from charrnn.text.corpus import Part
 from charrnn.text.decoding import text_encoding
 from charrnn.text.files import absolute_names, embedded_corpus
 from charrnn.text.scanning import scan
 from charrnn.text.stream import Lanes
 from charrnn.text.vocabulary import Vocabulary
-from charrnn.wording import (
-    flag,
-    joined,
-    options_again,
-    resume_command,
-    shown,
-    validating_on,
-)
+from charrnn.wording import flag, joined, options_again, resume_command, shown, validating_on
 
 #: The most texts that a message names.
 MOST_NAMED = 20

@@ -31,10 +31,7 @@ from charrnn.storage.reading import (
 )
 from charrnn.storage.runfolder import RunFolder
 from charrnn.storage.trained import described, prefixed, with_weights
-from charrnn.text.corpus import (
-    Corpus,
-    Part,
-)
+from charrnn.text.corpus import Corpus, Part
 from charrnn.text.decoding import BYTES
 from charrnn.text.files import embedded_corpus
 from charrnn.text.scanning import scan

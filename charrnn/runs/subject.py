@@ -21,10 +21,7 @@ from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.layout import BESIDE, LAST, PLAN
 from charrnn.network.model import CharModel
 from charrnn.runs.run import Progress
-from charrnn.storage.checkpoint import (
-    Checkpoint,
-    NoCheckpointError,
-)
+from charrnn.storage.checkpoint import Checkpoint, NoCheckpointError
 from charrnn.storage.reading import (
     Scan,
     TextRecord,
@@ -36,12 +33,8 @@ from charrnn.storage.reading import (
 )
 from charrnn.storage.runfolder import files_of_run
 from charrnn.storage.trained import load_model
-from charrnn.text.corpus import (
-    Part,
-)
-from charrnn.text.files import (
-    EMBEDDED,
-)
+from charrnn.text.corpus import Part
+from charrnn.text.files import EMBEDDED
 from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary, listed
 from charrnn.wording import counted, shown

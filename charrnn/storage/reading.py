@@ -14,11 +14,7 @@ from typing import Self
 from charrnn.config import PartName, Record, TextChoices
 from charrnn.errors import CheckpointError, CorpusError, RunFolderError, UsageError
 from charrnn.layout import LAST
-from charrnn.storage.checkpoint import (
-    MAX_HEADER,
-    Checkpoint,
-    read_description,
-)
+from charrnn.storage.checkpoint import MAX_HEADER, Checkpoint, read_description
 from charrnn.text.corpus import DIGEST, Corpus, Part, Split, exact, split
 from charrnn.text.decoding import BYTES, is_own_name, text_encoding
 from charrnn.text.files import EMBEDDED, absolute_names, embedded_corpus, text_within

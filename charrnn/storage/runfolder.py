@@ -26,15 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from charrnn.disk import (
-    exists,
-    followed,
-    refusals,
-    replacing,
-    sync_folder,
-    unfinished,
-    write_json,
-)
+from charrnn.disk import exists, followed, refusals, replacing, sync_folder, unfinished, write_json
 from charrnn.errors import CheckpointError, RunFolderError, TakenFolderError
 from charrnn.layout import BEST, LAST, LOCK, LOG, RESULT, generation, step_of_generation
 from charrnn.storage.checkpoint import (

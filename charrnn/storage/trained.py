@@ -15,12 +15,7 @@ from charrnn.config import ModelConfig
 from charrnn.errors import CheckpointError
 from charrnn.layout import BEST, LAST
 from charrnn.network.model import CharModel, outline
-from charrnn.storage.checkpoint import (
-    Checkpoint,
-    find,
-    load,
-    read_description,
-)
+from charrnn.storage.checkpoint import Checkpoint, find, load, read_description
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import shown
 

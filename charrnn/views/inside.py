@@ -24,15 +24,7 @@ from charrnn.analysis.norms import Clipping
 from charrnn.analysis.properties import PROPERTIES
 from charrnn.views import inspection_words as words
 from charrnn.views import page
-from charrnn.views.figures import (
-    Dots,
-    Line,
-    Rule,
-    dot_chart,
-    line_chart,
-    saturation_chart,
-    spaced,
-)
+from charrnn.views.figures import Dots, Line, Rule, dot_chart, line_chart, saturation_chart, spaced
 from charrnn.views.portrait import Portrait
 from charrnn.wording import cut_word
 

@@ -117,6 +117,12 @@ def _step(step: Step) -> RenderableType:
     lines = words.step_lines(step)
     while len(lines[0]) > 4 and not fits(plain_table(lines, 3)):
         lines = [line[:-1] for line in lines]
+    if not fits(plain_table(lines, 3)):  # then its parts name their rows by layer and line alone
+        short = {"by the model": "model", "next character": "next"}
+        lines = [
+            [layer, f"{line} {short.get(equation, '')}".strip(), equation, *units]
+            for layer, line, equation, *units in lines
+        ]
     return fitted(lines, 3, names=2)
 
 

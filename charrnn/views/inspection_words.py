@@ -15,15 +15,7 @@ from charrnn.analysis.gradients import Cut, Truncation
 from charrnn.analysis.memory import Memory
 from charrnn.analysis.norms import Clipping
 from charrnn.analysis.properties import PROPERTIES
-from charrnn.wording import (
-    counted,
-    cut_word,
-    is_drawn_onto,
-    joined,
-    printable,
-    quoted,
-    significant,
-)
+from charrnn.wording import counted, cut_word, is_drawn_onto, joined, printable, quoted, significant
 
 CUTS_SAY = (
     "How far a gradient turns when cut to a share of its norm, by scaling it as a whole or by "

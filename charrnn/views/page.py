@@ -305,10 +305,11 @@ table { border-collapse: separate; border-spacing: 0; font-size: .9rem;
 caption { text-align: left; font-weight: 600; padding: .3rem 0; }
 th, td { padding: .25rem .85rem .25rem 0; text-align: left; white-space: pre; }
 th:last-child, td:last-child { padding-right: 0; }
-thead th { color: var(--muted); font-weight: 500; border-bottom: 1px solid var(--muted); }
+thead th { color: var(--muted); font-weight: 500; border-bottom: 1px solid var(--muted);
+  white-space: normal; vertical-align: bottom; }
 tbody th { font-weight: 400; }
 tbody th:first-child { font-weight: 600; }
-/* What a row is about stays in sight where the table is scrolled. */
+/* The first column stays in sight where the table is scrolled. */
 th:first-child { position: sticky; left: 0; background: var(--paper); }
 .long { white-space: pre-wrap; overflow-wrap: anywhere; min-width: 7rem; max-width: 18rem; }
 tbody tr + tr > * { border-top: 1px solid var(--grid); }

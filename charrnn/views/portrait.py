@@ -35,9 +35,7 @@ from charrnn.storage.checkpoint import Checkpoint, read_description
 from charrnn.storage.metrics import read_log
 from charrnn.storage.reading import recorded_part
 from charrnn.storage.trained import chosen_in, load_model
-from charrnn.text.corpus import (
-    Part,
-)
+from charrnn.text.corpus import Part
 from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.surprise import PricedText

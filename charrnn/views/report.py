@@ -26,15 +26,7 @@ from charrnn.text.files import EMBEDDED
 from charrnn.views import page
 from charrnn.views import score_words as words
 from charrnn.views.curves import LoggedRun, learning_section, other_texts, own_runs, per
-from charrnn.views.figures import (
-    PLAIN,
-    Dots,
-    Line,
-    dot_chart,
-    line_chart,
-    model_style,
-    spaced,
-)
+from charrnn.views.figures import PLAIN, Dots, Line, dot_chart, line_chart, model_style, spaced
 from charrnn.views.inside import inside_sections
 from charrnn.views.inspection_words import enough_says
 from charrnn.views.page import Origin
@@ -70,7 +62,7 @@ def comparison_page(
     validated = comparison.is_validated
     chosen = "best run by validation" if validated else "first run"
     sections = [
-        _result_section(comparison, unit),
+        _result_section(comparison, portraits, unit),
         learning_section(
             runs,
             ("Seeds of one cell share a line style; the first is named. " if plan.seeds > 1 else "")
@@ -163,7 +155,7 @@ def assessment_page(
                 for label, one in zip(labels, assessments, strict=True)
                 for fact in one.facts
             ),
-            page.bullets(words.assessments_say(assessments)),
+            page.bullets(words.assessments_say(assessments, labels)),
         ),
         *(_positions(assessments, labels, units, of) for of in by_unit),
         *(
@@ -275,7 +267,7 @@ def _falls(reach: Reach) -> str:
 # Scores ----------------------------------------------------------------------------------
 
 
-def _result_section(comparison: Comparison, unit: str) -> str:
+def _result_section(comparison: Comparison, portraits: Sequence[Portrait], unit: str) -> str:
     part, seeds = words.scored_part(comparison.plan), comparison.plan.seeds
     predictions = counted(comparison.cells[0].best.characters, "prediction")
     spread = (
@@ -291,6 +283,7 @@ def _result_section(comparison: Comparison, unit: str) -> str:
         ),
         page.table(words.comparison_lines(comparison), words=2),
         page.bullets(words.comparison_says(comparison)),
+        _training(portraits),
     )
 
 

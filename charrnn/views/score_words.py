@@ -17,14 +17,7 @@ from charrnn.runs.comparison import Comparison
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.matching import TOLERANCE
 from charrnn.text.vocabulary import MANY_UNKNOWN
-from charrnn.wording import (
-    comparison_command,
-    counted,
-    flag,
-    joined,
-    shown,
-    significant,
-)
+from charrnn.wording import comparison_command, counted, flag, joined, shown, significant
 
 COLUMNS = (
     "checkpoint", "cell", "parameters", "characters", "unknown",
@@ -56,8 +49,15 @@ def assessment_lines(assessments: Sequence[Assessment]) -> list[Sequence[str]]:
     return lines
 
 
-def assessments_say(assessments: Sequence[Assessment]) -> Iterator[str]:
-    """Yield what the table rests on, and the mean loss after a given text, if there is one."""
+def assessments_say(
+    assessments: Sequence[Assessment], names: Sequence[str] | None = None
+) -> Iterator[str]:
+    """Yield what the table rests on, and the mean loss after a given text, if there is one.
+
+    Args:
+        assessments: of the models.
+        names: the models' names where two are compared; None: those of their checkpoints.
+    """
     if len({one.scores.characters for one in assessments}) > 1:
         of_bytes = dict.fromkeys(shown(one.checkpoint) for one in assessments if one.of_bytes)
         yield (
@@ -66,12 +66,18 @@ def assessments_say(assessments: Sequence[Assessment]) -> Iterator[str]:
             else "the models do not all count the same characters; compare them by bits/byte"
         )
     if pairs := differences(assessments):
-        yield from map(_apart, pairs)
+        best = next(one for one in assessments if one.checkpoint == pairs[0].better)
+        how = ", by dynamic evaluation" if best.dynamic else ""
+        together = "s, which hold for all pairs together" if len(pairs) > 1 else ""
+        paths = [one.checkpoint for one in assessments]
+        called = dict(zip(paths, names or map(shown, paths), strict=True))
+        for pair in pairs:
+            yield _apart(pair, called[pair.better], called[pair.worse])
         yield (
-            "\N{PLUS-MINUS SIGN} gives a difference's 95 % confidence interval over "
-            f"{len(assessments[0].scores.nats_N)} blocks of this text (a t test of pairs). It is "
+            f"\N{PLUS-MINUS SIGN} gives a difference's 95 % confidence interval over "
+            f"{len(best.scores.nats_N)} blocks of this text{how} (paired t test{together}). It is "
             "supported where that leaves out 0: for these models on text of this kind. Other "
-            "seeds may change more; charrnn compare --seeds 3 trains them."
+            "seeds may change more: train several of each."
         )
     yield from _baselines_say(assessments)
     yield from (_after_says(one, one.after) for one in assessments if one.after)
@@ -272,7 +278,7 @@ def _differences(comparison: Comparison) -> Iterator[str]:
             )
     pairs = [pair for pair in comparison.differences if pair.margin is not None]
     for pair in pairs:
-        yield _apart(pair) + _on_validation(comparison, pair)
+        yield _apart(pair, pair.better, pair.worse) + _on_validation(comparison, pair)
     among = ", and an F test finds that the cells differ" if len(pairs) > 1 else ""
     if pairs:
         yield (
@@ -284,12 +290,12 @@ def _differences(comparison: Comparison) -> Iterator[str]:
         )
 
 
-def _apart(pair: Difference) -> str:
-    """Say how far apart two cells or models are, and whether that is more than chance."""
+def _apart(pair: Difference, better: str, worse: str) -> str:
+    """Say how far apart two cells or models are, by name, and if that is more than chance."""
     verdict = "supported" if pair.supported else "may be chance"
     return (
-        f"{shown(pair.better)} is {ahead(pair.nats)} \N{PLUS-MINUS SIGN} "
-        f"{ahead(pair.margin or 0.0)} nats ahead of {shown(pair.worse)}: {verdict}"
+        f"{better} is {ahead(pair.nats)} \N{PLUS-MINUS SIGN} "
+        f"{ahead(pair.margin or 0.0)} nats ahead of {worse}: {verdict}"
     )
 
 

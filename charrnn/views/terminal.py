@@ -111,10 +111,10 @@ def fits(table: Table) -> bool:
 
 
 def fitted(lines: Sequence[Sequence[str]], words: int, names: int = 1) -> RenderableType:
-    """Return a table for stdout that the terminal need not cut or wrap; see ``plain_table``.
+    """Return a table for stdout that the terminal need not cut; see ``plain_table``.
 
     If a terminal is too narrow for it, the table is transposed; if that is too wide as well, it
-    is split into tables of as many columns as fit.
+    is split into tables of as many columns as fit. Only a column that is too wide alone is wrapped.
 
     Args:
         lines: the head and the rows.
