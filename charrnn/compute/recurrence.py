@@ -46,9 +46,7 @@ class Loops(Multiplier):
     """
 
     FILE = "recurrence.c"
-    FUNCTIONS = (
-        "forward", "backward", "sum_rows", "weight_gradient",
-    )  # fmt: skip
+    FUNCTIONS = ("forward", "backward", "sum_rows", "weight_gradient")
     SIZES = ("gradient_room",)
 
     def __init__(self, library: ctypes.CDLL) -> None:

@@ -143,6 +143,7 @@ def score(
     window = _affordable(window, lanes, vocabulary, device)
     started = time.perf_counter()
     nats_N = _wide(torch.zeros(_blocks(predictions), device=device))
+    blocks_N = torch.arange(len(nats_N), dtype=torch.uint8, device=nats_N.device)
     unknown_N, done = np.zeros(len(nats_N), dtype=np.int64), 0
     with _evaluating(model):
         readers = [
@@ -161,9 +162,8 @@ def score(
             price_TB = symbol_prices(logits_TBV, text_TB[1:])
             price_TB = _wide(price_TB * torch.from_numpy(counted_TB).to(device))
             # Not by index_add_, which adds in any order on a GPU.
-            block_N = torch.arange(len(nats_N), dtype=torch.uint8, device=price_TB.device)
             priced_in_TB = torch.from_numpy(block_TB.astype(np.uint8)).to(price_TB.device)
-            in_block_NTB = priced_in_TB == block_N[:, None, None]
+            in_block_NTB = priced_in_TB == blocks_N[:, None, None]
             nats_N += torch.where(in_block_NTB, price_TB, 0.0).flatten(1).sum(1)
             done += int(counted_TB.sum())
             tell(done)

@@ -1,7 +1,7 @@
 """An update captured as a CUDA graph: recorded once, then replayed in one call.
 
-Replaying saves launching some hundred small kernels. The update itself is in ``update``; nothing
-here knows what it computes.
+Replaying saves launching some hundred small kernels. The update itself is in ``update``; of it
+this module knows only what it takes and returns.
 
 Axis letters: T time, B lanes.
 """
