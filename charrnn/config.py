@@ -121,6 +121,8 @@ def _fits(value: object, kind: Any) -> bool:
         return value in parts
     if origin in (UnionType, Union):  # X | None, which is a Union if X is a Literal
         return any(_fits(value, part) for part in parts)
+    if origin is dict:  # with strings as keys, as JSON has it
+        return isinstance(value, dict) and all(_fits(item, parts[1]) for item in value.values())
     # What remains is tuple[X, ...] or tuple[X, X].
     if not isinstance(value, list) or (parts[-1] is not ... and len(value) != len(parts)):
         return False

@@ -35,7 +35,7 @@ from charrnn.runs.comparison_folder import open_plan, read_result, read_results,
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.events import Finished
 from charrnn.runs.matching import TOLERANCE, matched_hidden, shapes
-from charrnn.storage.checkpoint import Checkpoint, load, read_description, save
+from charrnn.storage.checkpoint import Checkpoint, load, read_description
 from charrnn.storage.metrics import read_metrics
 from charrnn.storage.reading import TextRecord
 from charrnn.storage.runfolder import RunFolder
@@ -56,6 +56,12 @@ TIMES = {
     "checkpoint",
     "run",
 }
+
+
+def change_result(run: Path, **values: Any) -> None:
+    """Change what a finished run's result says."""
+    file = run / "result.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 def poison_losses(monkeypatch: pytest.MonkeyPatch, updates: Collection[int]) -> None:
@@ -683,6 +689,23 @@ class TestCompare:
             assert row["texts"] == list(open_plan(uninterrupted).texts)
             assert row["valid_texts"] == []
 
+    def test_json_says_what_was_compared_where_and_by_what(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        words = ("--cell", "gru", "--run", tmp_path / "all", *QUICK, "--precision", "fp32")
+        (row,) = json.loads(cli("compare", prose, *words, "--json").out)
+        assert row["plan"] == json.loads((tmp_path / "all" / "comparison.json").read_text())
+        assert [row["plan"][name] for name in ("steps", "device", "precision")] == [
+            20, "cpu", "fp32"
+        ]  # fmt: skip
+        scored = json.loads(
+            cli("evaluate", tmp_path / "all" / "gru-seed1", "--part", "test", "--json").out
+        )
+        (run,) = row["runs"]
+        assert row["fingerprint"] == scored[0]["fingerprint"]
+        assert run["versions"] == scored[0]["versions"]
+        assert run["trained_by"] == f"{processor()} with 1 thread"
+
     def test_the_table_says_what_the_spread_supports(self, cli: Cli, uninterrupted: Path) -> None:
         done = cli("compare", "--run", uninterrupted, "--resume")
         lines = done.out.splitlines()
@@ -1081,16 +1104,13 @@ class TestCompare:
         assert cli("compare", prose, *words, *budget).code == 0
         more = ("compare", "--run", folder, "--resume", "--seeds")
         assert "minutes are not equal work" not in cli(*more, 3).err
-        last = folder / "rnn-seed2" / "last.safetensors"
-        checkpoint = load(last)
-        checkpoint.meta.update(processor="Abacus <1>", threads=10)
-        save(last, checkpoint)
+        change_result(folder / "rnn-seed2", trained_by="Abacus <1> with 10 threads")
         said = (
             "finished runs were trained by Abacus <1> with 10 threads, and the others are by "
             f"{processor()} with 1 thread: equal minutes are not equal work: go on where they were"
         )
         assert (said in cli(*more, 4).err) == ("--minutes" in budget)
-        (folder / "rnn-seed3" / "last.safetensors").unlink()  # an unknown processor is not named
+        change_result(folder / "rnn-seed3", trained_by=None)  # as older results have it
         assert cli(*more, 4, "--report", page).code == 0
         here = f"{processor()} with 1 thread"
         both = f"cpu: {here} and Abacus <1> with 10 threads; this page was made on {machine()}"
@@ -1101,11 +1121,8 @@ class TestCompare:
     ) -> None:
         words = ("--cell", "rnn", "--seeds", 3, "--hidden", 8, "--minutes", 0.01)
         assert cli("compare", prose, *words, "--run", tmp_path).code == 0
-        for seed, gpu in ((1, {"gpu": "Abacus 3"}), (2, {"gpu": "Abacus 4"}), (3, {})):
-            last = tmp_path / f"rnn-seed{seed}" / "last.safetensors"
-            checkpoint = load(last)
-            checkpoint.meta.update(device="cuda", **gpu)
-            save(last, checkpoint)
+        for seed, gpu in ((1, "Abacus 3"), (2, "Abacus 4"), (3, None)):
+            change_result(tmp_path / f"rnn-seed{seed}", trained_by=gpu)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Abacus 4")
         plan = replace(open_plan(tmp_path), device="cuda")
         done = [result for result in read_results(tmp_path, plan) if result]

@@ -253,8 +253,8 @@ def compare(
                 portraits, runs = portray_comparison(comparison)
             except CorpusError as error:
                 raise CorpusError(f"{error}{name_moved(plan, command)}") from error
-            folders = [Path(result.run) for result, _ in runs]
-            return comparison_page(comparison, portraits, runs, origin_of_page(where, folders))
+            by = [result.trained_by for result, _ in runs if result.trained_by is not None]
+            return comparison_page(comparison, portraits, runs, origin_of_page(where, by))
 
         try:
             show_and_report(show, report, page)

@@ -123,18 +123,16 @@ def refuse_report_in_text(report: Path, plan: Plan, folder: Path) -> None:
     refuse_overwriting("--report", report, read, texts)
 
 
-def origin_of_page(device: torch.device, runs: Sequence[Path] = ()) -> Origin:
+def origin_of_page(device: torch.device, trained_by: Sequence[str] = ()) -> Origin:
     """Return how this command's page is made.
 
     Args:
         device: where the models computed.
-        runs: folders of a comparison's runs, which other processors may have trained.
+        trained_by: what trained a comparison's runs, as in ``RunResult``.
     """
-    from charrnn.storage.trained import trained_by
     from charrnn.views.page import origin
 
-    by = [trained_by(run) for run in runs] if device.type == "cpu" else []
-    return origin(["charrnn", *sys.argv[1:]], device, [one for one in by if one is not None])
+    return origin(["charrnn", *sys.argv[1:]], device, trained_by if device.type == "cpu" else ())
 
 
 def show_and_report(

@@ -23,6 +23,7 @@ from charrnn.inference.baselines import baselines as price_baselines
 from charrnn.inference.evaluation import Prices
 from charrnn.runs.comparing import RunStarted, compare
 from charrnn.runs.comparison import Comparison, RunFailure, RunResult
+from charrnn.runs.comparison_folder import open_plan
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.events import Event, Finished
 from charrnn.runs.run import Run
@@ -194,7 +195,7 @@ def watch_comparison(
         raise NonFiniteError(
             "no run was finished: in each a loss was not finite; compare anew with a lower --lr"
         )
-    return Comparison.of(plan, results, failures)
+    return Comparison.of(open_plan(folder), results, failures)  # the plan as it has become
 
 
 def watch_scoring(

@@ -175,7 +175,7 @@ def _unequal_minutes(plan: Plan, done: Sequence[RunResult], device: torch.device
     here = worker(processor(), torch.get_num_threads())
     if device.type == "cuda":
         here = torch.cuda.get_device_name(device)
-    by = dict.fromkeys(trained_by(Path(result.run)) for result in done)
+    by = dict.fromkeys(result.trained_by for result in done)
     others = [one for one in by if one is not None and one != here]
     if others:
         yield (
@@ -334,7 +334,7 @@ def _measure(run: Run, speed: float, should_stop: Callable[[], str | None]) -> R
     # Only the checkpoint that training chose: if it is gone, the last one must not replace it.
     chosen = chosen_in(path, validated=progress.best_step is not None)
     try:
-        model, vocabulary, _ = load_model(chosen, run.device)
+        model, vocabulary, checkpoint = load_model(chosen, run.device)
     except CheckpointError as error:
         if os.path.exists(chosen) and not isinstance(error, DamagedCheckpointError):  # noqa: PTH110
             raise  # it may be whole
@@ -378,6 +378,8 @@ def _measure(run: Run, speed: float, should_stop: Callable[[], str | None]) -> R
         characters=scores.characters,
         unknown=scores.unknown,
         chars_per_second=scores.chars_per_second,
+        trained_by=trained_by(path),
+        versions=checkpoint.versions,
     )
 
 

@@ -59,6 +59,10 @@ class RunResult(Record):
     each."""
     uniform_nats: float
     """What guessing costs in that part, in nats per character."""
+    trained_by: str | None = None
+    """A processor with its threads, or a GPU; None in older results."""
+    versions: dict[str, str] | None = None
+    """Of ``charrnn`` and ``torch``, when it was saved; None in older results."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -223,6 +227,8 @@ class Comparison:
             "texts": self.plan.texts,
             "valid_texts": self.plan.valid,
             "part": self.plan.compared_on,
+            "fingerprint": self.plan.fingerprint,
+            "plan": self.plan.to_dict(),
         }
         return [
             cell.to_dict()

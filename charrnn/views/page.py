@@ -45,7 +45,7 @@ def origin(
     Args:
         command: the words of the command line.
         device: where the models computed; for a finished comparison, perhaps another machine's.
-        trained_by: what ``trained.trained_by`` returns for a comparison's runs.
+        trained_by: what trained a comparison's runs, as in ``RunResult``.
     """
     here = f"{machine()}, matplotlib {version('matplotlib')}"
     by = dict.fromkeys(trained_by)
