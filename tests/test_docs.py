@@ -22,7 +22,7 @@ import typer
 from charrnn import recipe
 from charrnn.analysis.inspection import Inspection
 from charrnn.cli import app
-from charrnn.config import CellName
+from charrnn.config import CellName, ModelConfig, TrainConfig
 from charrnn.inference.assessment import FEWEST_BLOCKS
 from charrnn.inference.baselines import MOST_COMPRESSED
 from charrnn.inference.evaluation import SHORTEST_BLOCK
@@ -123,6 +123,12 @@ def test_the_table_of_inspect_s_json_is_what_it_has() -> None:
     """Except for ``characters``, which the introduction names, as ``to_dict`` puts it first."""
     measured = {field.name for field in fields(Inspection)} - {"characters"}
     assert measured == documented_fields("`inspect` with a text: one object")
+
+
+def test_fields_of_a_training_are_options_or_in_the_table() -> None:
+    recorded = {field.name for kind in (ModelConfig, TrainConfig) for field in fields(kind)}
+    options = {option.removeprefix("--").replace("-", "_") for option in COMMANDS["train"]}
+    assert recorded - options == documented_fields("`model` and `training`")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
