@@ -175,6 +175,10 @@ class TestEvaluate:
             "text tells more\n"
         )
         assert cli("evaluate", trained / "last.safetensors", "--part", "valid").err == ""
+        kept = Path(
+            shutil.copy(trained / "best.safetensors", tmp_path / "step-00000020.safetensors")
+        )
+        assert cli("evaluate", kept, "--part", "valid").err == "", "--keep chooses nothing"
         copy = Path(shutil.copy(trained / "best.safetensors", tmp_path / "mine.safetensors"))
         assert said in cli("evaluate", copy, "--part", "valid").err
         later = load(copy)

@@ -18,7 +18,7 @@ import torch
 from charrnn.config import PartName, TextSource
 from charrnn.disk import followed
 from charrnn.errors import CheckpointError, CorpusError, UsageError
-from charrnn.layout import BESIDE, LAST, PLAN
+from charrnn.layout import BESIDE, LAST, PLAN, step_of_generation
 from charrnn.network.model import CharModel
 from charrnn.runs.run import Progress
 from charrnn.storage.checkpoint import Checkpoint, NoCheckpointError
@@ -93,9 +93,11 @@ class Subject:
         """
         trained, scored = self.trained_on, validated_on(self.checkpoint)
         progress = self.checkpoint.record("progress", Progress)
-        # The best one under any name. The last was not chosen, even if it is the best.
-        is_best = progress.step == progress.best_step and self.file.name != LAST
-        if scored is None or not is_best:
+        # The best one under any name. The last was not chosen, nor one that was the last, even
+        # if it is the best.
+        name = self.file.name
+        is_last = name == LAST or step_of_generation(name) is not None
+        if scored is None or is_last or progress.step != progress.best_step:
             return None
         validated = _share(self.part, trained.shared(self.part, *scored))
         if validated is None:
