@@ -7,6 +7,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+#: Least variance over the seeds that is taken for one: its inverse is a weight.
+_LEAST_VARIANCE = 1e-24
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -59,3 +62,23 @@ def paired_margin(differences: Sequence[float], tests: int = 1) -> float:
     """
     error = statistics.stdev(differences) / math.sqrt(len(differences))
     return student(len(differences) - 1, 0.05 / tests) * error
+
+
+def squared_error(values: Sequence[float]) -> float:
+    """Return the squared standard error of the mean of two or more values; never 0."""
+    return max(statistics.stdev(values) ** 2, _LEAST_VARIANCE) / len(values)
+
+
+def welch_margin(a: Sequence[float], b: Sequence[float], tests: int = 1) -> float:
+    """Return half the width of the 95 % confidence interval around a difference of two means.
+
+    Welch's t test (1947), which lets each sample have its own spread.
+
+    Args:
+        a: one sample: two values or more.
+        b: the other.
+        tests: as in ``paired_margin``.
+    """
+    of_a, of_b = squared_error(a), squared_error(b)
+    freedom = (of_a + of_b) ** 2 / (of_a**2 / (len(a) - 1) + of_b**2 / (len(b) - 1))
+    return student(freedom, 0.05 / tests) * math.sqrt(of_a + of_b)

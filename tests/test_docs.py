@@ -23,9 +23,9 @@ from charrnn import recipe
 from charrnn.analysis.inspection import Inspection
 from charrnn.cli import app
 from charrnn.config import CellName, ModelConfig, TrainConfig
-from charrnn.inference.assessment import FEWEST_BLOCKS
 from charrnn.inference.baselines import MOST_COMPRESSED
 from charrnn.inference.evaluation import SHORTEST_BLOCK
+from charrnn.inference.ranking import FEWEST_BLOCKS
 from charrnn.network import optimiser
 from charrnn.runs.comparison import RunResult
 from charrnn.runs.planning import LEAST_TIMED

@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from charrnn.config import TextSource
-from charrnn.inference.assessment import FEWEST_BLOCKS
 from charrnn.inference.baselines import COMPRESSORS
 from charrnn.inference.evaluation import SHORTEST_BLOCK
+from charrnn.inference.ranking import FEWEST_BLOCKS
 from charrnn.runs.subject import load_subjects
 from charrnn.storage.checkpoint import load, read_description, save
 from charrnn.storage.trained import load_model
@@ -43,12 +43,12 @@ class TestEvaluate:
     NAMES = (
         "checkpoint", "cell", "layers", "hidden", "parameters", "characters", "unknown",
         "nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "chars_per_second",
-        "bytes", "exact", "device", "notes",
+        "bytes", "exact", "device", "seed", "notes",
     )  # fmt: skip
     #: The last fields: beside other models, and which checkpoint and text the scores are for.
     ORIGIN = (
-        "differences", "file", "trained_steps", "versions", "texts", "part", "encoding",
-        "fingerprint",
+        "differences", "over_seeds", "file", "trained_steps", "versions", "texts", "part",
+        "encoding", "fingerprint",
     )  # fmt: skip
 
     def test_json_has_the_promised_names(self, cli: Cli, trained: Path, prose: Path) -> None:
@@ -67,7 +67,7 @@ class TestEvaluate:
     def test_json_says_what_it_is_of(self, cli: Cli, trained: Path, prose: Path) -> None:
         def origin(*words: object) -> list[Any]:
             (row,) = json.loads(cli("evaluate", trained, *words, "--json").out)
-            names = ("bytes", "exact", *self.ORIGIN[1:])
+            names = ("bytes", "exact", *self.ORIGIN[2:])
             return [row[name] for name in names]
 
         best = trained / "best.safetensors"
@@ -154,6 +154,49 @@ class TestEvaluate:
         assert f"{run}: the model was trained on these very characters" in result.err
         result = cli("evaluate", run, "--text", texts[2], "--text", texts[0])
         assert f"{run}: the model was trained on 1,300 of these 2,602 characters" in result.err
+
+    def test_runs_that_differ_in_their_seed_have_one_mean(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Wherever the text was, and whatever dropout a plan in minutes chose for each."""
+        monkeypatch.chdir(tmp_path)
+        copy = shutil.copy(prose, tmp_path / "copy.txt")
+        for name, text, seed, more in [
+            ("wide-1", prose, 1, ()),
+            ("wide-2", copy, 2, ()),
+            ("slow-1", prose, 1, ("--lr", 0.001)),
+            ("slow-2", prose, 2, ("--lr", 0.001)),
+            ("less-3", prose, 3, ("--valid-share", 0.2)),
+        ]:
+            assert cli("train", text, "--run", name, "--seed", seed, *QUICK, *more).code == 0
+        best = load(tmp_path / "wide-2" / "best.safetensors")
+        assert best.meta["training"]["dropout_by_plan"]
+        best.meta["model"]["dropout"] = 0.25
+        save(tmp_path / "wide-2" / "best.safetensors", best)
+        scored = ("evaluate", "wide-1", "slow-2", "wide-2", "slow-1", "--text", prose)
+        rows = json.loads(cli(*scored, "--json").out)
+        assert [row["seed"] for row in rows] == [1, 2, 2, 1]
+        wide, slow = rows[0]["over_seeds"], rows[1]["over_seeds"]
+        assert [row["over_seeds"] for row in rows[2:]] == [None, None]
+        assert (wide["checkpoints"], slow["checkpoints"]) == (
+            ["wide-1", "wide-2"],
+            ["slow-2", "slow-1"],
+        )
+        losses = [row["nats_per_char"] for row in rows]
+        assert wide["nats_per_char"] == pytest.approx((losses[0] + losses[2]) / 2)
+        assert wide["spread"] == pytest.approx(abs(losses[0] - losses[2]) / math.sqrt(2))
+        (pair,) = wide["differences"]
+        assert (pair["better"], pair["worse"]) == ("wide-1", "slow-2")
+        assert pair["nats"] == pytest.approx(slow["nats_per_char"] - wide["nats_per_char"])
+        said = cli(*scored).out
+        mean = f"wide-*: 2 seeds of the same: mean {wide['nats_per_char']:.4f} nats ("
+        assert f"\n{mean}" in said
+        assert (
+            f"\nwide-* is {pair['nats']:.4f} \N{PLUS-MINUS SIGN} {pair['margin']:.4f} nats " in said
+        )
+        # Another split of the text is another setting, and so is nothing to be a mean of.
+        rows = json.loads(cli("evaluate", "wide-1", "less-3", "--text", prose, "--json").out)
+        assert [row["over_seeds"] for row in rows] == [None, None]
 
     def test_says_on_how_much_validations_chose_the_checkpoint(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -447,7 +490,7 @@ class TestEvaluate:
         assert row.keys() == documented_fields("`evaluate`: a list")
         measured = set(self.NAMES) - {"chars_per_second"}
         assert {name: row[name] for name in measured} == {name: plain[name] for name in measured}
-        assert tuple(row["dynamic"]) == self.NAMES[-9:-4]
+        assert tuple(row["dynamic"]) == self.NAMES[7:12]
         assert (len(row["nats_by_position"]), row["stretches"]) == (7, 600 // 7)
         for baseline in row["baselines"]:  # the text is ASCII
             assert baseline["bits_per_byte"] == pytest.approx(baseline["bits_per_char"])

@@ -22,12 +22,11 @@ from charrnn.errors import CharrnnError, NonFiniteError
 from charrnn.inference.assessment import (
     After,
     Assessment,
-    differences,
     refuse_non_finite,
-    to_list,
 )
 from charrnn.inference.baselines import Baseline
 from charrnn.inference.evaluation import PositionScores, Prices, Scores
+from charrnn.inference.ranking import differences, to_list
 from charrnn.runs.comparison import CellResult, Comparison, RunFailure
 from charrnn.runs.comparison_plan import Plan
 from charrnn.views.score_view import STYLES, PerCharacter, SurpriseText, print_assessments
@@ -268,6 +267,38 @@ class TestTable:
         three = [best, best, other]
         assert [pair.worse for pair in differences(three)] == ["other"]
         assert [len(row["differences"]) for row in to_list(three)] == [1, 0, 0]
+
+    def test_means_over_seeds_take_the_place_of_single_models(self) -> None:
+        """Student's t at 0.05 / 3 is 3.961 for 4 degrees of freedom, and 4.607 for 3.2."""
+        losses = {
+            "a-1": 150.0, "a-2": 152.0, "a-3": 154.0,
+            "b-7": 160.0, "b-8": 162.0, "b-9": 164.0,
+            "c-1": 170.0, "c-2": 176.0, "c-3": 176.0,
+        }  # fmt: skip
+        nine = [
+            replace(one, seed=int(one.checkpoint[-1]), setting=one.checkpoint[0])
+            for one in of_blocks(**{name: (nats / 6,) * 6 for name, nats in losses.items()})
+        ]
+        said = list(assessments_say(nine[::-1]))
+        assert said[:5] == [
+            "a-*: 3 seeds of the same: mean 1.5200 nats (2.1929 bits), spread 0.0200",
+            "b-*: 3 seeds of the same: mean 1.6200 nats (2.3372 bits), spread 0.0200",
+            "c-*: 3 seeds of the same: mean 1.7400 nats (2.5103 bits), spread 0.0346",
+            "a-* is 0.1000 \N{PLUS-MINUS SIGN} 0.0647 nats ahead of b-*: supported",
+            "a-* is 0.2200 \N{PLUS-MINUS SIGN} 0.1064 nats ahead of c-*: supported",
+        ]
+        assert "over the seeds (Welch's t tests, which hold for all pairs together)" in said[5]
+        assert len(said) == 6
+        # A single run of another setting is compared by the text's blocks, with all the others.
+        assert sum("blocks of this text" in line for line in assessments_say(nine[:4])) == 1
+        # Two checkpoints of one run do not tell what another seed would change.
+        twice = [*nine[:3], replace(nine[0], checkpoint="a-1/last")]
+        assert not any("seeds of the same" in line for line in assessments_say(twice))
+        # Names that begin alike in several settings, or not at all, stand in full.
+        both = [replace(one, setting=str(one.seed)) for one in (*nine[:2], *nine[6:8])]
+        assert "a-2 and c-2: 2 seeds" in "".join(
+            assessments_say([replace(one, seed=n) for n, one in enumerate(both)])
+        )
 
     def test_dynamic_evaluation_ranks_where_it_was_asked_for(self) -> None:
         one, two = of_blocks(one=(9.0, 8.0) * 3, two=(10.0, 9.5) * 3)

@@ -111,10 +111,10 @@ def evaluate(
     give both: --text says where it is now.
 
     It prints nats and bits per character, bits per byte and perplexity, over every character but
-    the first; and how far the best of several models is ahead of the others. A character that a
-    model does not know is charged in full: the unknown symbol's price plus that of spelling the
-    character out. --after, --per-char and --show score as --exact does, or as --dynamic where that
-    is given.
+    the first; the mean and spread of runs that differ in their seed only; and how far the best is
+    ahead of the others. A character that a model does not know is charged in full: the unknown
+    symbol's price plus that of spelling the character out. --after, --per-char and --show score as
+    --exact does, or as --dynamic where that is given.
     """
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = EvaluateConfig(exact=exact, dynamic=dynamic, by_position=by_position, after=after)
@@ -134,7 +134,8 @@ def evaluate(
     import_numpy()
     from charrnn.commands.watching import watch_scoring
     from charrnn.compute.device import choose_device
-    from charrnn.inference.assessment import refuse_non_finite, to_list
+    from charrnn.inference.assessment import refuse_non_finite
+    from charrnn.inference.ranking import to_list
     from charrnn.runs.subject import load_subjects, remarks
     from charrnn.views.score_view import print_assessments
     from charrnn.views.terminal import to_json

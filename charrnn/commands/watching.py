@@ -252,7 +252,8 @@ def watch_scoring(
                 assessments.append(
                     assess(
                         str(subject.path), subject.model, vocabulary, part, config,
-                        baselines=priced.get(basis, ()), facts=facts, watchers=watchers, tell=meter,
+                        baselines=priced.get(basis, ()), facts=facts, seed=subject.trained.seed,
+                        setting=subject.setting(), watchers=watchers, tell=meter,
                     )
                 )  # fmt: skip
         except RunFolderError as error:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from charrnn.chance import Difference, paired_margin
 from charrnn.config import EvaluateConfig, ModelConfig
 from charrnn.errors import NonFiniteError
 from charrnn.inference.baselines import Baseline
@@ -31,9 +29,6 @@ from charrnn.text.corpus import Part
 from charrnn.text.decoding import BYTES
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import shown
-
-#: Blocks of a text from which a margin is given.
-FEWEST_BLOCKS = 6
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,15 @@ class Assessment:
     """Whether one lane, from start to end, was asked for, as by ``--exact``."""
     facts: tuple[str, ...] = ()
     """What a user must know about the model to judge its scores: "was trained on ..."."""
+    seed: int = 1
+    """Of the model's run."""
+    setting: str | None = None
+    """The same for models whose runs were given the same but for the seed; None: unknown."""
+
+    @property
+    def ranked(self) -> Scores:
+        """The scores that models are ranked by: of dynamic evaluation, if that was done."""
+        return self.dynamic or self.scores
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object; what was not measured is left out."""
@@ -84,6 +88,7 @@ class Assessment:
             "bytes": self.scores.bytes,
             "exact": self.exact,
             "device": self.device,
+            "seed": self.seed,
             "notes": [f"the model {fact}" for fact in self.facts],
         }
         if self.dynamic:
@@ -113,51 +118,6 @@ class Assessment:
         return row
 
 
-def differences(assessments: Sequence[Assessment]) -> list[Difference]:
-    """Return how far the best model is ahead of each other on the same text, the nearest first.
-
-    Margins come from t tests of pairs, one for each block of the text: what is hard for one model
-    is mostly hard for the other, so their difference varies far less than their losses. As the
-    best of k models is found by looking at them, the intervals hold for all k (k - 1) / 2 pairs
-    together. They say what another text of this kind could change, for these models as they are;
-    not another seed.
-
-    Args:
-        assessments: of models on one text; ranked by dynamic evaluation if that was done. Left
-            out are those that do not count the same characters as most (but bytes), those whose
-            loss is not finite, and all if the text has fewer than ``FEWEST_BLOCKS`` blocks.
-    """
-    scored = {one.checkpoint: one.dynamic or one.scores for one in assessments}
-    counted = Counter((scores.characters, scores.bytes) for scores in scored.values())
-    ((characters, size), _), *_ = counted.most_common()
-    ranked = sorted(
-        (scores.nats, name, scores.nats_N)
-        for name, scores in scored.items()
-        if (scores.characters, scores.bytes) == (characters, size)
-        and len(scores.nats_N) >= FEWEST_BLOCKS
-        and math.isfinite(scores.nats)
-    )
-    found = []
-    for _, worse, nats_N in ranked[1:]:
-        _, better, least_N = ranked[0]
-        share = len(nats_N) / characters
-        by_block = [(more - less) * share for more, less in zip(nats_N, least_N, strict=True)]
-        nats = statistics.fmean(by_block)
-        margin = paired_margin(by_block, math.comb(len(ranked), 2))
-        found.append(Difference(better, worse, nats, margin, nats > margin))
-    return found
-
-
-def to_list(assessments: Sequence[Assessment]) -> list[dict[str, Any]]:
-    """Return a JSON list, with one object per assessment and the differences at the best one's."""
-    found = [asdict(one) for one in differences(assessments)]
-    rows = [one.to_dict() | {"differences": []} for one in assessments]
-    if found:
-        best = next(row for row in rows if row["checkpoint"] == found[0]["better"])
-        best["differences"] = found
-    return rows
-
-
 def refuse_non_finite(assessments: Iterable[Assessment]) -> None:
     """Refuse scores that are not finite: the weights, though finite, are too large to compute with.
 
@@ -165,7 +125,7 @@ def refuse_non_finite(assessments: Iterable[Assessment]) -> None:
         NonFiniteError: names the first such checkpoint.
     """
     for assessment in assessments:
-        scored = [assessment.scores, *([assessment.dynamic] if assessment.dynamic else [])]
+        scored = [assessment.scores, assessment.ranked]
         if not all(math.isfinite(scores.nats) for scores in scored):
             raise NonFiniteError(
                 f"{shown(assessment.checkpoint)}: its loss is not finite: train anew with a lower "
@@ -192,6 +152,8 @@ def assess(
     *,
     baselines: Iterable[Baseline] = (),
     facts: Iterable[str] = (),
+    seed: int = 1,
+    setting: str | None = None,
     watchers: Iterable[Callable[[Prices], None]] = (),
     tell: Callable[[str, int], None] = lambda what, done: None,
 ) -> Assessment:
@@ -206,6 +168,8 @@ def assess(
             evaluation if that is asked for; otherwise exactly, and then so is the whole text.
         baselines: of the same text, for the record.
         facts: what a user must know about the model, for the record.
+        seed: of its run, for the record.
+        setting: what its run was given besides, for the record.
         watchers: each is called with the price of every character in order, from dynamic
             evaluation if that is asked for; otherwise the text is then scored exactly.
         tell: called from time to time with what is being done, and to how many characters so far.
@@ -246,6 +210,8 @@ def assess(
         device=model.device.type,
         exact=in_order or config.exact,
         facts=tuple(facts),
+        seed=seed,
+        setting=setting,
     )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from charrnn.chance import Difference, student
+from charrnn.chance import Difference, squared_error, welch_margin
 from charrnn.config import CellName, Record
 from charrnn.nats import in_bits, perplexity
 from charrnn.runs.comparison_plan import Plan
@@ -17,8 +16,6 @@ from charrnn.storage.metrics import LARGEST
 
 #: Numbers of a result that others are divided by.
 DIVISORS = ("parameters", "seconds", "train_chars_per_second", "characters")
-#: Least variance over the seeds that is taken for one: its inverse is a weight.
-_LEAST_VARIANCE = 1e-24
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +111,12 @@ class CellResult:
         """Standard deviation of the nats per character over the seeds; None for a single one."""
         if len(self.runs) < 2:
             return None
-        return statistics.stdev(run.nats_per_char for run in self.runs)
+        return statistics.stdev(self.losses)
 
     @property
-    def squared_error(self) -> float:
-        """Squared standard error of ``nats_per_char``, for two runs or more; never 0."""
-        return max((self.spread or 0.0) ** 2, _LEAST_VARIANCE) / len(self.runs)
+    def losses(self) -> tuple[float, ...]:
+        """Nats per character of each run."""
+        return tuple(run.nats_per_char for run in self.runs)
 
     def mean(self, name: str) -> float:
         """Return the mean over the seeds of a number in ``RunResult``."""
@@ -196,7 +193,7 @@ class Comparison:
         if len(cells) < 3:
             return len(cells) == 2
         means = [cell.nats_per_char for cell in cells]
-        weights = [1 / cell.squared_error for cell in cells]
+        weights = [1 / squared_error(cell.losses) for cell in cells]
         mean, whole = statistics.fmean(means, weights), sum(weights)
         between = sum(w * (m - mean) ** 2 for w, m in zip(weights, means, strict=True)) / 2
         unsure = sum(
@@ -215,7 +212,9 @@ class Comparison:
         differ = self.differ
         found = []
         for a, b in itertools.combinations(ranked, 2):
-            nats, margin = b.nats_per_char - a.nats_per_char, _margin(a, b)
+            nats = b.nats_per_char - a.nats_per_char
+            has_spread = min(len(a.runs), len(b.runs)) > 1
+            margin = welch_margin(a.losses, b.losses) if has_spread else None
             supported = differ and margin is not None and nats > margin
             found.append(Difference(a.cell, b.cell, nats, margin, supported))
         return tuple(found)
@@ -242,15 +241,3 @@ class Comparison:
             }
             for cell in self.cells
         ]
-
-
-def _margin(a: CellResult, b: CellResult) -> float | None:
-    """Return half the width of the 95 % interval around the difference of two cells' means.
-
-    Welch's t test (1947), which lets each cell have its own spread.
-    """
-    if min(len(a.runs), len(b.runs)) < 2:
-        return None
-    both = a.squared_error + b.squared_error
-    freedom = both**2 / sum(cell.squared_error**2 / (len(cell.runs) - 1) for cell in (a, b))
-    return student(freedom) * math.sqrt(both)

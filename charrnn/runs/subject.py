@@ -7,6 +7,7 @@ scored, so that problems are reported at once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from charrnn.config import PartName, TextSource
+from charrnn.config import PartName, TextSource, TrainConfig
 from charrnn.disk import followed
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.layout import BESIDE, LAST, PLAN, step_of_generation
@@ -167,6 +168,38 @@ class Subject:
             "encoding": self.part.corpus.encoding,
             "fingerprint": self.part.corpus.fingerprint,
         }
+
+    @property
+    def trained(self) -> TrainConfig:
+        """How its run trains.
+
+        Raises:
+            CheckpointError: what the checkpoint records of that is not usable.
+        """
+        return self.checkpoint.record("training", TrainConfig)
+
+    def setting(self) -> str:
+        """Return a name of all that its run was given but the seed.
+
+        What follows from the plan is left out, as it may differ with the seed: a plan in minutes
+        depends on the speed. So is where the text was.
+
+        Raises:
+            CheckpointError: as for ``trained``.
+        """
+        text, trained = self.trained_on, self.trained
+        model, training = self.model.config.to_dict(), trained.to_dict()
+        del training["seed"]
+        for by_plan, values, names in (
+            (trained.dropout_by_plan, model, ("dropout", "weight_drop")),
+            (trained.decay_by_plan, training, ("weight_decay",)),
+            (trained.temperature_by_plan, training, ("loss_temperature",)),
+        ):
+            if by_plan:
+                for name in names:
+                    del values[name]
+        read = (text.fingerprint, text.valid_fingerprint, text.encoding)
+        return json.dumps([model, training, *read, text.train, text.valid, text.test])
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from charrnn import recipe
 from charrnn.chance import Difference
-from charrnn.inference.assessment import After, Assessment, differences
+from charrnn.inference.assessment import After, Assessment
 from charrnn.inference.baselines import Baseline
 from charrnn.inference.evaluation import PositionScores, Scores
+from charrnn.inference.ranking import (
+    Setting,
+    comparable,
+    differences,
+    setting_differences,
+    settings,
+)
 from charrnn.nats import in_bits, perplexity
 from charrnn.runs.comparison import Comparison
 from charrnn.runs.comparison_plan import Plan
@@ -65,22 +72,69 @@ def assessments_say(
             if of_bytes
             else "the models do not all count the same characters; compare them by bits/byte"
         )
-    if pairs := differences(assessments):
-        best = next(one for one in assessments if one.checkpoint == pairs[0].better)
-        how = ", by dynamic evaluation" if best.dynamic else ""
-        together = "s, which hold for all pairs together" if len(pairs) > 1 else ""
+    if assessments:
         paths = [one.checkpoint for one in assessments]
         called = dict(zip(paths, names or map(shown, paths), strict=True))
-        for pair in pairs:
-            yield _apart(pair, called[pair.better], called[pair.worse])
+        ranked = settings(assessments)
+        how = ", by dynamic evaluation" if assessments[0].dynamic else ""
+        yield from _settings_say(ranked, called, how)
+        if sum(len(one.losses) for one in ranked) < len(comparable(assessments)):
+            yield from _models_say(assessments, called, how)
+    yield from _baselines_say(assessments)
+    yield from (_after_says(one, one.after) for one in assessments if one.after)
+
+
+def _models_say(
+    assessments: Sequence[Assessment], called: Mapping[str, str], how: str
+) -> Iterator[str]:
+    """Yield how far the best model is ahead of each other, if the text is long enough."""
+    pairs = differences(assessments)
+    for pair in pairs:
+        yield _apart(pair, called[pair.better], called[pair.worse])
+    if pairs:
+        best = next(one for one in assessments if one.checkpoint == pairs[0].better)
+        together = "s, which hold for all pairs together" if len(pairs) > 1 else ""
         yield (
             f"\N{PLUS-MINUS SIGN} gives a difference's 95 % confidence interval over "
             f"{len(best.scores.nats_N)} blocks of this text{how} (paired t test{together}). It is "
             "supported where that leaves out 0: for these models on text of this kind. Other "
             "seeds may change more: train several of each."
         )
-    yield from _baselines_say(assessments)
-    yield from (_after_says(one, one.after) for one in assessments if one.after)
+
+
+def _settings_say(ranked: Sequence[Setting], called: Mapping[str, str], how: str) -> Iterator[str]:
+    """Yield the mean of models that differ in their seed, and how far the best is ahead."""
+    whole = [[called[checkpoint] for checkpoint in one.checkpoints] for one in ranked]
+    short = [*map(_family, whole)]
+    if len(set(short)) < len(ranked):
+        short = [joined(its, "and") for its in whole]
+    names = {one.checkpoints[0]: name for one, name in zip(ranked, short, strict=True)}
+    for one, name in zip(ranked, short, strict=True):
+        yield (
+            f"{name}: {len(one.losses)} seeds of the same: mean {one.nats_per_char:.4f} nats "
+            f"({in_bits(one.nats_per_char):.4f} bits), spread {one.spread:.4f}{how}"
+        )
+    pairs = setting_differences(ranked)
+    for pair in pairs:
+        yield _apart(pair, names[pair.better], names[pair.worse])
+    if pairs:
+        together = "s, which hold for all pairs together" if len(pairs) > 1 else ""
+        yield (
+            "\N{PLUS-MINUS SIGN} gives the 95 % confidence interval of a difference between means, "
+            f"over the seeds (Welch's t test{together}). It is supported where that leaves out 0. "
+            "Seeds vary weights and dropout, not the text: another text may rank them otherwise."
+        )
+
+
+def _family(names: Sequence[str]) -> str:
+    """Return a pattern for names that begin alike, or else all of them.
+
+    >>> _family(["runs/rule-1", "runs/rule-2"]), _family(["a", "b"])
+    ('runs/rule-*', 'a and b')
+    """
+    alike = itertools.takewhile(lambda places: len(set(places)) == 1, zip(*names, strict=False))
+    shared = "".join(letter for letter, *_ in alike)
+    return f"{shared}*" if shared[-1:] not in ("", "/") else joined(names, "and")
 
 
 def _after_says(one: Assessment, after: After) -> str:

@@ -1,0 +1,143 @@
+"""How several models rank on one text: as they are, and by what their runs were given."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from charrnn.chance import Difference, paired_margin, welch_margin
+from charrnn.inference.assessment import Assessment
+
+#: Blocks of a text from which a margin is given.
+FEWEST_BLOCKS = 6
+
+
+def differences(assessments: Sequence[Assessment]) -> list[Difference]:
+    """Return how far the best model is ahead of each other on the same text, the nearest first.
+
+    Margins come from t tests of pairs, one for each block of the text: what is hard for one model
+    is mostly hard for the other, so their difference varies far less than their losses. As the
+    best of k models is found by looking at them, the intervals hold for all k (k - 1) / 2 pairs
+    together. They say what another text of this kind could change, for these models as they are;
+    not another seed.
+
+    Args:
+        assessments: of models on one text; those of ``comparable`` count, and none if the text
+            has fewer than ``FEWEST_BLOCKS`` blocks.
+    """
+    ranked = sorted(comparable(assessments), key=lambda one: one.ranked.nats)
+    found = []
+    for other in ranked[1:]:
+        best, nats_N = ranked[0], other.ranked.nats_N
+        if len(nats_N) < FEWEST_BLOCKS:
+            continue
+        pairs = zip(nats_N, best.ranked.nats_N, strict=True)
+        share = len(nats_N) / other.ranked.characters
+        by_block = [(more - less) * share for more, less in pairs]
+        nats = statistics.fmean(by_block)
+        margin = paired_margin(by_block, math.comb(len(ranked), 2))
+        found.append(Difference(best.checkpoint, other.checkpoint, nats, margin, nats > margin))
+    return found
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Models of runs that were given the same but for the seed: two or more."""
+
+    checkpoints: tuple[str, ...]
+    losses: tuple[float, ...]
+    """Nats per character of each."""
+
+    @property
+    def nats_per_char(self) -> float:
+        """Mean over the seeds."""
+        return statistics.fmean(self.losses)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over the seeds."""
+        return statistics.stdev(self.losses)
+
+
+def settings(assessments: Sequence[Assessment]) -> list[Setting]:
+    """Return what was trained from several seeds, the best mean first.
+
+    Args:
+        assessments: of models on one text; those of ``comparable`` count. Left out is a setting
+            of which two models have the same seed, as two checkpoints of one run do.
+    """
+    found: dict[str, list[Assessment]] = {}
+    for one in comparable(assessments):
+        if one.setting is not None:
+            found.setdefault(one.setting, []).append(one)
+    several = [
+        Setting(
+            tuple(one.checkpoint for one in alike),
+            tuple(one.ranked.nats_per_char for one in alike),
+        )
+        for alike in found.values()
+        if len({one.seed for one in alike}) == len(alike) > 1
+    ]
+    return sorted(several, key=lambda setting: setting.nats_per_char)
+
+
+def setting_differences(ranked: Sequence[Setting]) -> list[Difference]:
+    """Return how far the best setting's mean is ahead of each other's, by their first checkpoints.
+
+    Margins come from Welch's t test over the seeds. They hold for all pairs together, as in
+    ``differences``.
+
+    Args:
+        ranked: from ``settings``.
+    """
+    found = []
+    for other in ranked[1:]:
+        best = ranked[0]
+        nats = other.nats_per_char - best.nats_per_char
+        margin = welch_margin(best.losses, other.losses, math.comb(len(ranked), 2))
+        pair = best.checkpoints[0], other.checkpoints[0]
+        found.append(Difference(*pair, nats, margin, nats > margin))
+    return found
+
+
+def comparable(assessments: Sequence[Assessment]) -> list[Assessment]:
+    """Return the models whose scores can be compared, each once.
+
+    Left out are those that do not count the same characters as most (but bytes), and those whose
+    loss is not finite.
+    """
+    named = {one.checkpoint: one for one in assessments}.values()
+    counted = Counter((one.scores.characters, one.scores.bytes) for one in named)
+    (most, _), *_ = counted.most_common()
+    return [
+        one
+        for one in named
+        if (one.scores.characters, one.scores.bytes) == most and math.isfinite(one.ranked.nats)
+    ]
+
+
+def to_list(assessments: Sequence[Assessment]) -> list[dict[str, Any]]:
+    """Return a JSON list, with one object per assessment.
+
+    The differences between models are at the best one's; what was trained from several seeds is
+    at the first model of each setting, and how far the best of these is ahead at its own.
+    """
+    rows = [one.to_dict() | {"differences": [], "over_seeds": None} for one in assessments]
+    of = {row["checkpoint"]: row for row in reversed(rows)}
+    for pair in differences(assessments):
+        of[pair.better]["differences"].append(asdict(pair))
+    ranked = settings(assessments)
+    for setting in ranked:
+        of[setting.checkpoints[0]]["over_seeds"] = {
+            "checkpoints": setting.checkpoints,
+            "nats_per_char": setting.nats_per_char,
+            "spread": setting.spread,
+            "differences": [],
+        }
+    for pair in setting_differences(ranked):
+        of[pair.better]["over_seeds"]["differences"].append(asdict(pair))
+    return rows
