@@ -189,7 +189,7 @@ class TestEvaluate:
         assert (pair["better"], pair["worse"]) == ("wide-1", "slow-2")
         assert pair["nats"] == pytest.approx(slow["nats_per_char"] - wide["nats_per_char"])
         said = cli(*scored).out
-        mean = f"wide-*: 2 seeds of the same: mean {wide['nats_per_char']:.4f} nats ("
+        mean = f"wide-*: mean of 2 seeds {wide['nats_per_char']:.4f} nats ("
         assert f"\n{mean}" in said
         assert (
             f"\nwide-* is {pair['nats']:.4f} \N{PLUS-MINUS SIGN} {pair['margin']:.4f} nats " in said

@@ -281,9 +281,9 @@ class TestTable:
         ]
         said = list(assessments_say(nine[::-1]))
         assert said[:5] == [
-            "a-*: 3 seeds of the same: mean 1.5200 nats (2.1929 bits), spread 0.0200",
-            "b-*: 3 seeds of the same: mean 1.6200 nats (2.3372 bits), spread 0.0200",
-            "c-*: 3 seeds of the same: mean 1.7400 nats (2.5103 bits), spread 0.0346",
+            "a-*: mean of 3 seeds 1.5200 nats (2.1929 bits), spread 0.0200",
+            "b-*: mean of 3 seeds 1.6200 nats (2.3372 bits), spread 0.0200",
+            "c-*: mean of 3 seeds 1.7400 nats (2.5103 bits), spread 0.0346",
             "a-* is 0.1000 \N{PLUS-MINUS SIGN} 0.0647 nats ahead of b-*: supported",
             "a-* is 0.2200 \N{PLUS-MINUS SIGN} 0.1064 nats ahead of c-*: supported",
         ]
@@ -293,10 +293,10 @@ class TestTable:
         assert sum("blocks of this text" in line for line in assessments_say(nine[:4])) == 1
         # Two checkpoints of one run do not tell what another seed would change.
         twice = [*nine[:3], replace(nine[0], checkpoint="a-1/last")]
-        assert not any("seeds of the same" in line for line in assessments_say(twice))
+        assert not any("mean of" in line for line in assessments_say(twice))
         # Names that begin alike in several settings, or not at all, stand in full.
         both = [replace(one, setting=str(one.seed)) for one in (*nine[:2], *nine[6:8])]
-        assert "a-2 and c-2: 2 seeds" in "".join(
+        assert "a-2 and c-2: mean of 2 seeds" in "".join(
             assessments_say([replace(one, seed=n) for n, one in enumerate(both)])
         )
 

@@ -111,7 +111,7 @@ def _settings_say(ranked: Sequence[Setting], called: Mapping[str, str], how: str
     names = {one.checkpoints[0]: name for one, name in zip(ranked, short, strict=True)}
     for one, name in zip(ranked, short, strict=True):
         yield (
-            f"{name}: {len(one.losses)} seeds of the same: mean {one.nats_per_char:.4f} nats "
+            f"{name}: mean of {len(one.losses)} seeds {one.nats_per_char:.4f} nats "
             f"({in_bits(one.nats_per_char):.4f} bits), spread {one.spread:.4f}{how}"
         )
     pairs = setting_differences(ranked)
