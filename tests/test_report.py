@@ -275,7 +275,7 @@ class TestAssessmentPage:
         about = page.texts["desc"][0]
         for row in ("one: 2.1640", "one, dynamic: 2.0198", "two: 2.1640", "xz: 2.8854"):
             assert row in about
-        assert "xz: alone" in page.texts["li"][2]
+        assert "xz: alone" in page.texts["li"][0]
         assert page.texts["p"][1] == (
             "one by dynamic evaluation needs the fewest bits: 1.8362 bits per byte, 2.0198 per "
             "character, perplexity 4.055."
@@ -300,7 +300,7 @@ class TestAssessmentPage:
         for row in ("bytes: 0.8656", "text: 0.7213", "(bytes): 1.4427", "(text): 0.7213"):
             assert row in about
         assert about.count("xz: 0.5771") == about.count("xz") == 1
-        assert page.texts["li"][2] == (
+        assert page.texts["li"][0] == (
             "runs/b: a character is a byte; compare with the others by bits/byte"
         )
         alone = check(assessment_page([of_bytes], [portrait("bytes")], "poem", ORIGIN))
@@ -425,6 +425,15 @@ class TestAssessmentPage:
         text = assessment_page([assessment(facts=facts)], [portrait("one")], "poem", ORIGIN)
         assert "one: the model was trained on 3 of these 4 characters" in check(text).texts["li"]
         assert "one: the model does not know <1>" in check(text).texts["li"]
+
+    def test_what_holds_for_several_models_is_said_once(self) -> None:
+        two = [
+            assessment(facts=("does not know <1>",)),
+            assessment("runs/b", facts=("does not know <1>",)),
+        ]
+        page = check(assessment_page(two, [portrait("one"), portrait("two")], "poem", ORIGIN))
+        assert page.texts["li"][0] == "one, two: each model does not know <1>"
+        assert sum("does not know" in line for line in page.texts["li"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,7 @@ def evaluate(
             refuse_overwriting("--per-char", per_char, sources, read)
         facts = [subject.facts(of_training=part == "train") for subject in subjects]
         origins = [subject.origin(source) if as_json else {} for subject in subjects]
-        for line in remarks(subjects, facts):
+        for line in remarks([shown(subject.path) for subject in subjects], facts):
             say(line)
         say_where("scoring", where)
         assessments, failure = watch_scoring(

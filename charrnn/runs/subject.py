@@ -370,17 +370,17 @@ def _with_training(
         return replace(subject, gone=f"{missing}: {why}")
 
 
-def remarks(subjects: Sequence[Subject], facts: Sequence[Sequence[str]]) -> Iterator[str]:
+def remarks(models: Sequence[str], facts: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield what a user must know to judge the scores of models, one line per fact.
 
     Args:
-        subjects: the models and their texts.
+        models: their names.
         facts: those of each.
     """
     whose: dict[str, list[str]] = {}
-    for subject, its_facts in zip(subjects, facts, strict=True):
+    for model, its_facts in zip(models, facts, strict=True):
         for fact in its_facts:
-            whose.setdefault(fact, []).append(shown(subject.path))
+            whose.setdefault(fact, []).append(model)
     for fact, names in whose.items():
         yield f"{', '.join(names)}: {'the' if len(names) == 1 else 'each'} model {fact}"
 

@@ -22,6 +22,7 @@ from charrnn.inference.assessment import Assessment
 from charrnn.inference.evaluation import Scores
 from charrnn.nats import in_bits
 from charrnn.runs.comparison import Comparison, RunResult
+from charrnn.runs.subject import remarks
 from charrnn.text.files import EMBEDDED
 from charrnn.views import page
 from charrnn.views import score_words as words
@@ -149,13 +150,9 @@ def assessment_page(
                 + (" Per byte, since not all models count the same characters." if differ else ""),
             ),
             page.table(words.assessment_lines(assessments), words=2),
-            _training(portraits),
-            page.bullets(
-                f"{label}: the model {fact}"
-                for label, one in zip(labels, assessments, strict=True)
-                for fact in one.facts
-            ),
+            page.bullets(remarks(labels, [one.facts for one in assessments])),
             page.bullets(words.assessments_say(assessments, labels)),
+            _training(portraits),
         ),
         *(_positions(assessments, labels, units, of) for of in by_unit),
         *(
