@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional as F
 
 from charrnn.analysis.stretch import Stretch, windows_at
@@ -97,7 +98,9 @@ def memory(
         tolerance: excess in nats per character that counts as nothing.
     """
     farthest = min(farthest or max(LONGEST, 2 * bptt), len(stretch) // 4)
-    price_T = _full_prices(model, stretch)
+    # The first character has no price, and no window starts there.
+    full_T1 = _prices(model, windows_at(stretch.ids, np.array([0]), len(stretch), model))
+    price_T = np.concatenate([[np.nan], full_T1[:, 0]])
     # Before a window, the full state has read at least as many characters as the window has.
     first, last = farthest, len(stretch) - 1 - farthest
     if resets is None:
@@ -106,17 +109,10 @@ def memory(
     resets = min(resets, last - first + 1)
     starts_B = np.linspace(first, last, resets).astype(np.int64)
     ids_KB = windows_at(stretch.ids, starts_B, farthest + 1, model)
-    hidden = model.initial_hidden(resets)
-    at_once = max(1, LOGITS // (resets * model.config.vocabulary))
-    alone = F.log_softmax(model.head.bias, dim=0)
-    price_KB = [-alone[ids_KB[:1]]]
-    for start in range(0, farthest, at_once):
-        x_TB, y_TB = ids_KB[start:-1][:at_once], ids_KB[start + 1 :][:at_once]
-        logits_TBV, hidden = model(x_TB, hidden)
-        price_KB.append(symbol_prices(logits_TBV, y_TB))
+    alone_1B = -F.log_softmax(model.head.bias, dim=0)[ids_KB[:1]]
+    price_KB = np.concatenate([alone_1B.cpu().double().numpy(), _prices(model, ids_KB)])
     context_K = np.arange(farthest + 1)
-    full_KB = price_T[starts_B[None] + context_K[:, None]]
-    excess_KB = torch.cat(price_KB).cpu().double().numpy() - full_KB
+    excess_KB = price_KB - price_T[starts_B[None] + context_K[:, None]]
     excess_K = excess_KB.mean(axis=1)
     blocks = np.array_split(excess_KB, min(BLOCKS, resets), axis=1)
     mean_KN = np.stack([block_KB.mean(axis=1) for block_KB in blocks], axis=1)
@@ -138,17 +134,18 @@ def memory(
     )
 
 
-def _full_prices(model: CharModel, stretch: Stretch) -> NDArray[np.float64]:
-    """Return -ln p of every character, with the state carried on; NaN for the first."""
-    ids_T1 = torch.from_numpy(stretch.ids)[:, None].to(model.device)
-    hidden = model.initial_hidden(1)
-    prices = [torch.full((1, 1), torch.nan)]
-    at_once = max(1, LOGITS // model.config.vocabulary)
-    for start in range(0, len(stretch) - 1, at_once):
-        x_T1, y_T1 = ids_T1[start:-1][:at_once], ids_T1[start + 1 :][:at_once]
-        logits_T1V, hidden = model(x_T1, hidden)
-        prices.append(symbol_prices(logits_T1V, y_T1).cpu())
-    return torch.cat(prices)[:, 0].cpu().double().numpy()
+def _prices(model: CharModel, ids_TB: Tensor) -> NDArray[np.float64]:
+    """Return -ln p of every symbol [T, B] but the first, read from the zero state on."""
+    lanes = ids_TB.shape[1]
+    hidden = model.initial_hidden(lanes)
+    at_once = max(1, LOGITS // (lanes * model.config.vocabulary))
+    prices = []
+    for start in range(0, len(ids_TB) - 1, at_once):
+        x_TB, y_TB = ids_TB[start:-1][:at_once], ids_TB[start + 1 :][:at_once]
+        logits_TBV, hidden = model(x_TB, hidden)
+        prices.append(symbol_prices(logits_TBV, y_TB))
+    found: NDArray[np.float64] = torch.cat(prices).cpu().double().numpy()
+    return found
 
 
 def _needed(excess_K: NDArray[np.float64], tolerance: float) -> int | None:
