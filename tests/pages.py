@@ -47,6 +47,10 @@ RUN = RunSummary(
 )  # fmt: skip
 
 
+#: The same of a model of bytes.
+BYTES_RUN = replace(RUN, of_bytes=True)
+
+
 #: Text that would break a page if it were not escaped.
 HOSTILE = "<script>alert(1)</script>&amp;\x1b[2J\x00 \"'><img src=http://x.example/y>\ud800\n]]>"
 
@@ -202,7 +206,6 @@ def log(rows: int = 4, validations: int = 2) -> tuple[dict[str, float], ...]:
 def portrait(label: str = "LSTM", **changes: Any) -> Portrait:
     made = Portrait(
         label=label,
-        shape=SHAPE,
         log=log(),
         run=RUN,
         sample="and the\nbird",

@@ -18,7 +18,7 @@ from charrnn.analysis.norms import Clipping, Period
 from charrnn.views.figures import Dots, Line, Rule
 from charrnn.views.inside import inside_sections
 from charrnn.views.inspection_words import COSTS_SAY, NORMS_SAY, ZERO_SAYS
-from tests.pages import SHAPE, flow, inspection, portrait
+from tests.pages import RUN, SHAPE, flow, inspection, portrait
 
 
 class TestChartsOfTheInside:
@@ -38,8 +38,8 @@ class TestChartsOfTheInside:
         return found
 
     def show(self, *seen: Inspection | None, layers: int = 1) -> str:
-        shape = replace(SHAPE, layers=layers)
-        drawn = [portrait(f"m{n}", inspection=one, shape=shape) for n, one in enumerate(seen)]
+        run = replace(RUN, shape=replace(SHAPE, layers=layers))
+        drawn = [portrait(f"m{n}", inspection=one, run=run) for n, one in enumerate(seen)]
         return "".join(inside_sections(drawn, "Seen."))
 
     def test_one_layer_of_each_model_is_drawn_beside_others(

@@ -63,7 +63,7 @@ def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
     assert drawn.inspection is not None
     assert drawn.inspection.memory is not None
     assert drawn.inspection.memory.bptt == 11
-    expected = gradient_flow(initial_model(drawn.shape, 4), make_stretch(100)).spectral_radii
+    expected = gradient_flow(initial_model(drawn.run.shape, 4), make_stretch(100)).spectral_radii
     assert drawn.inspection.gradient_flow[1].spectral_radii == expected
     assert drawn.inspection.gates
     assert drawn.inspection.units
@@ -122,9 +122,9 @@ def test_a_portrait_shows_the_beginning_of_a_text_and_the_log(
     assert [character for character, _ in drawn.excerpt] == [*prose.read_text()[7:807]]
     nats = next(prices(model, part, vocabulary)).nats_T
     assert [price for _, price in drawn.excerpt][:9] == [0.0, *nats[:8]]
-    assert (drawn.label, drawn.shape) == ("x", model.config)
+    assert (drawn.label, drawn.run.shape) == ("x", model.config)
     assert list(drawn.log) == list(read_metrics(trained / "metrics.jsonl"))
-    assert not drawn.of_bytes
+    assert not drawn.run.of_bytes
     assert drawn.run.config == checkpoint.record("training", TrainConfig)
     assert drawn.run.progress.step > 0
     _, _, moved = load_model(
@@ -142,7 +142,7 @@ def test_a_portrait_of_a_model_of_bytes_shows_what_its_text_is_made_of(
     model = make_model("gru", layers=1, vocabulary=256)
     _, _, checkpoint = load_model(trained, torch.device("cpu"))
     drawn = portray("x", checkpoint, model, Vocabulary.of_bytes(), part, inspection())
-    assert drawn.of_bytes
+    assert drawn.run.of_bytes
     assert [character for character, _ in drawn.excerpt] == [*"é␍b\nc␍"]
     assert "é␍b↵\nc␍" in check(inspection_page(drawn, "", ORIGIN)).texts["pre"]
 

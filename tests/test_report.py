@@ -30,6 +30,7 @@ from charrnn.views.page import STYLE, Origin, origin
 from charrnn.views.portrait import SAMPLE, labels
 from charrnn.views.report import assessment_page, comparison_page, inspection_page
 from tests.pages import (
+    BYTES_RUN,
     HOSTILE,
     ORIGIN,
     RUN,
@@ -157,9 +158,9 @@ class TestComparisonPage:
 
     def test_models_of_bytes_are_said_to_be_that(self) -> None:
         """On the page of an inspection, too."""
-        drawn = portrait("LSTM", of_bytes=True)
+        drawn = portrait("LSTM", run=BYTES_RUN)
         for text in (
-            compare_page(comparison(), [drawn, portrait("GRU", of_bytes=True)]),
+            compare_page(comparison(), [drawn, portrait("GRU", run=BYTES_RUN)]),
             inspection_page(drawn, "poem", ORIGIN),
         ):
             page = check(text)
@@ -288,9 +289,8 @@ class TestAssessmentPage:
         scores = Scores(nats=1500.0, characters=1000, unknown=1, bytes=3000, seconds=2.0)
         beside = (Baseline("uniform", 1.5, ""), Baseline("xz", 1.2, "", of_text=True))
         of_text = assessment("runs/t", scores=scores, baselines=beside)
-        text = assessment_page(
-            [of_bytes, of_text], [portrait("bytes"), portrait("text")], "poem", ORIGIN
-        )
+        bytes_drawn = portrait("bytes", run=BYTES_RUN)
+        text = assessment_page([of_bytes, of_text], [bytes_drawn, portrait("text")], "poem", ORIGIN)
         page = check(text)
         assert page.texts["p"][1] == (
             "text needs the fewest bits: 0.7213 bits per byte, 2.1640 per character, "
@@ -303,7 +303,7 @@ class TestAssessmentPage:
         assert page.texts["li"][0] == (
             "runs/b: a character is a byte; compare with the others by bits/byte"
         )
-        alone = check(assessment_page([of_bytes], [portrait("bytes")], "poem", ORIGIN))
+        alone = check(assessment_page([of_bytes], [bytes_drawn], "poem", ORIGIN))
         assert alone.texts["p"][1].startswith("bytes needs 0.8656 bits per byte, perplexity 1.822.")
         why = " Per byte, since not all models count the same characters."
         fewer = assessment("runs/f", scores=replace(scores, characters=999))
@@ -320,7 +320,7 @@ class TestAssessmentPage:
         of_bytes = assessment("bytes", scores=scores, by_position=by_position, of_bytes=True)
         scores = Scores(nats=1500.0, characters=1000, unknown=1, bytes=3000, seconds=2.0)
         of_text = assessment("text", scores=scores, by_position=by_position)
-        drawn = [portrait("bytes"), portrait("text", log=log(5))]
+        drawn = [portrait("bytes", run=BYTES_RUN), portrait("text", log=log(5))]
         page = check(assessment_page([of_bytes, of_text], drawn, "poem", ORIGIN))
         assert page.texts["h2"][1:5] == [
             "Loss by position per byte", "Loss by position",
@@ -445,7 +445,8 @@ class TestAssessmentPage:
     ],
 )
 def test_samples_are_as_long_as_their_models_count(of_bytes: tuple[bool, ...], said: str) -> None:
-    drawn = [portrait(str(n), of_bytes=one, log=()) for n, one in enumerate(of_bytes)]
+    runs = [BYTES_RUN if one else RUN for one in of_bytes]
+    drawn = [portrait(str(n), run=run, log=()) for n, run in enumerate(runs)]
     models = [assessment(of_bytes=one) for one in of_bytes]
     page = check(assessment_page(models, drawn, "poem", ORIGIN))
     assert any(f"What each model writes by itself, {said} an" in text for text in page.texts["p"])
@@ -520,8 +521,8 @@ class TestInspectionPage:
             gradient_flow=(flow(reaches=reaches, spectral_radii=((1.0,), (1.1,))),), memory=None,
             pace=(), gates=(), units=(), activation=None, clipping=None, cuts=(),
         )  # fmt: skip
-        shape = replace(SHAPE, cell="gru", layers=2)
-        drawn = portrait(shape=shape, inspection=seen, log=())
+        run = replace(RUN, shape=replace(SHAPE, cell="gru", layers=2))
+        drawn = portrait(run=run, inspection=seen, log=())
         page = check(inspection_page(drawn, "poem", ORIGIN))
         assert page.texts["p"][1] == (
             f"GRU 2 x 3, inspected on 1,234 characters. The gradient {said} "

@@ -182,7 +182,7 @@ def _flow_lines(flows: Measured[GradientFlow]) -> list[Line]:
             if several:
                 # Of several models only the layer next to the head is drawn; and "linear",
                 # which only a plain RNN has, is left to the table.
-                if reach.layer < model.portrait.shape.layers or reach.state == "linear":
+                if reach.layer < model.portrait.run.shape.layers or reach.state == "linear":
                     continue
                 label = f"{model.name} {reach.state}"
                 style = model.style if reach.state == "h" else next(memories)

@@ -22,7 +22,7 @@ from charrnn.analysis.activity import activation
 from charrnn.analysis.inspection import Inspection, inspect
 from charrnn.analysis.norms import clipping
 from charrnn.analysis.stretch import LEAST_CHARACTERS, Stretch, read_stretch
-from charrnn.config import InspectConfig, ModelConfig, SampleConfig, TrainConfig
+from charrnn.config import InspectConfig, SampleConfig, TrainConfig
 from charrnn.errors import NonFiniteError
 from charrnn.inference.evaluation import prices
 from charrnn.inference.sampling import sample, unwarned
@@ -58,11 +58,10 @@ class Portrait:
 
     label: str
     """Different from the others on the page; figures write its ``shortened`` form."""
-    shape: ModelConfig
     log: Sequence[Row]
     """Of its training; empty where there is no log (any more)."""
     run: RunSummary
-    """Its training."""
+    """Its training, with what the model is and reads."""
     sample: str
     """As ``charrnn sample`` draws it with ``SAMPLE`` on the CPU, whatever the model's device."""
     excerpt: Sequence[tuple[str, float]]
@@ -73,8 +72,6 @@ class Portrait:
     validated_on: frozenset[object] = frozenset()
     """Identifies what the losses in this log, and in those of its cell's other runs, were measured
     on: they compare only if there is one such item."""
-    of_bytes: bool = False
-    """Whether the model reads bytes; each then counts as a character in what was measured."""
 
 
 def portray(
@@ -126,14 +123,12 @@ def portray(
         raise NonFiniteError(f"{name}: {error}") from error
     return Portrait(
         label=label,
-        shape=model.config,
         log=tuple(read_log(checkpoint.folder)),
         run=summary_of(checkpoint, model, vocabulary),
         sample=vocabulary.decode([symbol for _, symbol in pieces]),
         excerpt=tuple(excerpt[:EXCERPT]),
         inspection=inspection,
         validated_on=validated_on,
-        of_bytes=vocabulary.is_bytes,
     )
 
 

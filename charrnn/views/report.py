@@ -85,7 +85,7 @@ def comparison_page(
 
 def _unit(portraits: Sequence[Portrait]) -> tuple[str, str]:
     """Return the symbols that the models predict, and a sentence to add if they are bytes."""
-    if all(portrait.of_bytes for portrait in portraits):
+    if all(portrait.run.of_bytes for portrait in portraits):
         return "byte", " The text is read as bytes: in figures and tables a character is a byte."
     return "character", ""
 
@@ -135,7 +135,7 @@ def assessment_page(
         origin: how the page was made.
     """
     labels = [portrait.label for portrait in portraits]
-    units = ["byte" if one.of_bytes else "character" for one in assessments]
+    units = [portrait.run.unit for portrait in portraits]
     differ = len({one.scores.characters for one in assessments}) > 1
     unit = "byte" if differ or "byte" in units else "character"
     runs = own_runs(portraits)
@@ -228,7 +228,7 @@ def _training(portraits: Sequence[Portrait]) -> str:
 
 
 def _inspection_lead(portrait: Portrait) -> str:
-    shape, inspection = portrait.shape, portrait.inspection
+    shape, inspection = portrait.run.shape, portrait.inspection
     assert inspection is not None
     lead = (
         f"{shape.cell.upper()} {shape.layers} x {shape.hidden}, inspected on "
@@ -389,7 +389,7 @@ def _grouped(nats_T: NDArray[np.float64]) -> tuple[list[int], list[float]]:
 
 
 def _samples(portraits: Sequence[Portrait]) -> str:
-    units = dict.fromkeys("bytes" if one.of_bytes else "characters" for one in portraits)
+    units = dict.fromkeys(f"{portrait.run.unit}s" for portrait in portraits)
     how = f"--length {SAMPLE.length} --temperature {SAMPLE.temperature:g} --seed {SAMPLE.seed}"
     return page.section(
         "Samples",
