@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Group
 from rich.constrain import Constrain
 from rich.live import Live
 from rich.padding import Padding
@@ -210,20 +210,22 @@ def _validation(event: Validated, widths: tuple[int, int, int] = (0, 0, 0)) -> s
     return f"{_place(event.row, widths)}  valid {valid}{'  best' if event.best else ''}"
 
 
-def _rate(row: Mapping[str, Any]) -> str:
-    rate = row["learning_rate"]
-    return f"{rate:,.0f}" if 99.5 <= rate < 1e9 else f"{rate:.2g}"
-
-
-def _speed(row: Mapping[str, Any]) -> str:
+def _figures(event: Logged, run: Run) -> tuple[str, ...]:
+    """Return the rate, the gradient's norm, how much is clipped, the speed and the time to go."""
+    row = event.row
+    lr = row["learning_rate"]
+    rate = f"{lr:,.0f}" if 99.5 <= lr < 1e9 else f"{lr:.2g}"
+    clipped = "not clipped"
+    if _bounded(run):
+        clipped = f"{cut_word(run.config.scale_norm)} {100 * row['clipped_share']:.0f} %"
     speed = row.get("chars_per_second")  # absent if nothing was left to do after a resume
-    return f"{'-' if speed is None else f'{speed:,.0f}'} chars/s"
-
-
-def _clipped(run: Run, row: Mapping[str, Any]) -> str:
-    if not _bounded(run):
-        return "not clipped"
-    return f"{cut_word(run.config.scale_norm)} {100 * row['clipped_share']:.0f} %"
+    return (
+        f"lr {rate}",
+        f"gradient {row['gradient_norm']:.2f}",
+        clipped,
+        f"{'-' if speed is None else f'{speed:,.0f}'} chars/s",
+        f"{duration(event.eta)} to go",
+    )
 
 
 def _tamer(run: Run) -> str:
@@ -328,12 +330,8 @@ class _PlainLines(Display):
                 self._print(line)
 
     def _progress(self, event: Logged) -> str:
-        row = event.row
-        return (
-            f"{_place(row)}  train {both_units(row['train_nats_per_char'])}  "
-            f"lr {_rate(row)}  gradient {row['gradient_norm']:.2f}  "
-            f"{_clipped(self.run, row)}  {_speed(row)}  {duration(event.eta)} to go"
-        )
+        train = f"train {both_units(event.row['train_nats_per_char'])}"
+        return "  ".join([_place(event.row), train, *_figures(event, self.run)])
 
     def _print(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)
@@ -452,48 +450,39 @@ class _LiveTerminal(Display):
         """
         options = self.console.options.update(width=self._width)
         height = self.console.height - 1
-        lines = self.console.render_lines(self._figures(), options, pad=False)
+        lines = self.console.render_lines(self._progress(), options, pad=False)
         rows = min(SAMPLE_ROWS, height - len(lines) - 2)
         if self.sample and rows > 0:
             lines += self.console.render_lines(self._sample(rows), options, pad=False)
         return SegmentLines(lines[:height], new_lines=True)
 
-    def _figures(self) -> Group:
+    def _progress(self) -> Group:
         progress = self.run.progress
-        parts: list[RenderableType] = []
         done, total = progress.seconds, (self.run.config.minutes or 0) * 60
         if progress.planned_steps is not None:
             done, total = progress.step, progress.planned_steps
         # A bar does not end its line by itself; Padding does.
         bar = Padding(ProgressBar(total=total, completed=done), 0)
-        if self.logged is not None:
-            row = self.logged.row
-            train = f"train {both_units(row['train_nats_per_char'])}"
-            valid = "valid " + (
-                both_units(self.validated.row["valid_nats_per_char"]) if self.validated else "-"
-            )
-            figures = [
-                f"step {row['step']:,}",
-                f"epoch {row['epoch']:.2f}",
-                _speed(row),
-                f"{duration(self.logged.eta)} to go",
-                f"lr {_rate(row)}",
-                f"gradient {row['gradient_norm']:.2f}",
-                _clipped(self.run, row),
-                *(["validating ..."] if self.validating else []),
-            ]
-            # Minimum widths keep a figure in place when the one to its left gets longer.
-            widths = next(w for w in GRIDS if sum(w) + 3 * (len(w) - 1) <= self._width)
-            grid = Table.grid(padding=(0, 3))
-            for width in widths:
-                grid.add_column(no_wrap=True, min_width=width)
-            for first in range(0, len(figures), len(widths)):
-                grid.add_row(*figures[first : first + len(widths)])
-            losses = Text(f"{train:31}   {valid}" if len(widths) == 4 else f"{train}\n{valid}")
-            parts = [bar, grid, losses]
-        else:
-            parts = [bar, Text("validating ..." if self.validating else "first steps ...")]
-        return Group(*parts)
+        if self.logged is None:
+            return Group(bar, Text("validating ..." if self.validating else "first steps ..."))
+        row = self.logged.row
+        train = f"train {both_units(row['train_nats_per_char'])}"
+        valid = "valid " + (
+            both_units(self.validated.row["valid_nats_per_char"]) if self.validated else "-"
+        )
+        *update, speed, to_go = _figures(self.logged, self.run)
+        figures = [f"step {row['step']:,}", f"epoch {row['epoch']:.2f}", speed, to_go, *update]
+        if self.validating:
+            figures.append("validating ...")
+        # Minimum widths keep a figure in place when the one to its left gets longer.
+        widths = next(w for w in GRIDS if sum(w) + 3 * (len(w) - 1) <= self._width)
+        grid = Table.grid(padding=(0, 3))
+        for width in widths:
+            grid.add_column(no_wrap=True, min_width=width)
+        for first in range(0, len(figures), len(widths)):
+            grid.add_row(*figures[first : first + len(widths)])
+        losses = Text(f"{train:31}   {valid}" if len(widths) == 4 else f"{train}\n{valid}")
+        return Group(bar, grid, losses)
 
     @property
     def _width(self) -> int:
