@@ -49,10 +49,12 @@ def assessment_lines(assessments: Sequence[Assessment]) -> list[Sequence[str]]:
             f"{one.scores.characters:,}",
             f"{one.scores.unknown:,}",
         )
-        lines.append([*head, *_figures(one.scores)])
+        lines.append([*head, *_scored(one.scores)])
         if one.dynamic:
-            lines.append(["  dynamic evaluation", *head[1:], *_figures(one.dynamic)])
-    lines += [_baseline_line(row) for row in baseline_rows(assessments)]
+            lines.append(["  dynamic evaluation", *head[1:], *_scored(one.dynamic)])
+    for row in baseline_rows(assessments):
+        priced = _priced(row.baseline.nats_per_char, row.bits_per_byte)
+        lines.append([row.name, "", "", f"{row.scores.characters:,}", "", *priced, ""])
     return lines
 
 
@@ -209,13 +211,17 @@ def _baselines_say(assessments: Sequence[Assessment]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def _figures(scores: Scores) -> list[str]:
+def _scored(scores: Scores) -> list[str]:
+    speed = f"{scores.chars_per_second:,.0f}"
+    return [*_priced(scores.nats_per_char, scores.bits_per_byte), speed]
+
+
+def _priced(nats_per_char: float, bits_per_byte: float) -> list[str]:
     return [
-        f"{scores.nats_per_char:.4f}",
-        f"{scores.bits_per_char:.4f}",
-        f"{scores.bits_per_byte:.4f}",
-        perplexity_figure(scores.perplexity),
-        f"{scores.chars_per_second:,.0f}",
+        f"{nats_per_char:.4f}",
+        f"{in_bits(nats_per_char):.4f}",
+        f"{bits_per_byte:.4f}",
+        perplexity_figure(perplexity(nats_per_char)),
     ]
 
 
@@ -230,22 +236,6 @@ def perplexity_figure(perplexity: float) -> str:
     if perplexity >= 1e12:
         return f"{perplexity:.3e}"
     return f"{perplexity:,.3f}" if perplexity < 10_000 else f"{perplexity:,.0f}"
-
-
-def _baseline_line(row: BaselineRow) -> list[str]:
-    """Return a baseline's row, on the characters that a model was scored on."""
-    baseline = row.baseline
-    return [
-        row.name,
-        *[""] * 2,
-        f"{row.scores.characters:,}",
-        "",
-        f"{baseline.nats_per_char:.4f}",
-        f"{baseline.bits_per_char:.4f}",
-        f"{row.bits_per_byte:.4f}",
-        perplexity_figure(perplexity(baseline.nats_per_char)),
-        "",
-    ]
 
 
 def position_lines(scores: PositionScores) -> list[list[str]]:
