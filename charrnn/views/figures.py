@@ -420,9 +420,11 @@ def _inches(axes: Axes) -> tuple[float, float]:
     return axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi
 
 
-def _look(style: int) -> dict[str, Any]:
+def _look(style: int, *, faint: bool = False) -> dict[str, Any]:
     """Return the look of a style's lines and markers, as options for matplotlib."""
     again, colour = divmod(style, STYLES)
+    if faint:
+        return {"color": SERIES[colour], "linewidth": 0.9, "alpha": FAINT}
     other = (colour + again) % STYLES
     return {
         "color": SERIES[colour],
@@ -434,19 +436,11 @@ def _look(style: int) -> dict[str, Any]:
     }
 
 
-def _faint(style: int) -> dict[str, Any]:
-    """Return the look of a style's faint lines, as options for matplotlib."""
-    return {"color": SERIES[style % STYLES], "linewidth": 0.9, "alpha": FAINT}
-
-
 def _draw_line(axes: Axes, line: Line) -> None:
-    look = _look(line.style)
+    look = _look(line.style, faint=line.faint)
     if line.band is not None:
         axes.fill_between(line.x, *line.band, color=look["color"], alpha=0.16, linewidth=0)
-    if line.faint:
-        axes.plot(line.x, line.y, **_faint(line.style))
-    else:
-        axes.plot(line.x, line.y, markevery=_marked(axes, line.x), **look)
+    axes.plot(line.x, line.y, markevery=_marked(axes, line.x), **look)
 
 
 def _draw_dots(
@@ -511,7 +505,7 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
             Line2D(
                 np.array([0.08, 0.21, 0.34]) / width + 1, [y] * 3, markevery=[1],
                 transform=axes.transAxes, clip_on=False,
-                **(_faint(line.style) if line.faint else _look(line.style)),
+                **_look(line.style, faint=line.faint),
             )
         )  # fmt: skip
         axes.text(
