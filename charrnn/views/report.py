@@ -60,8 +60,7 @@ def comparison_page(
     unit, in_bytes = _unit(portraits)
     styles = {cell.cell: style for style, cell in enumerate(comparison.cells)}
     runs = [LoggedRun(run.cell.upper(), styles[run.cell], log) for run, log in logs]
-    validated = comparison.is_validated
-    chosen = "best run by validation" if validated else "first run"
+    chosen = "best run by validation" if comparison.is_validated else "first run"
     sections = [
         _result_section(comparison, portraits, unit),
         learning_section(
@@ -314,15 +313,12 @@ def _score_chart(assessments: Sequence[Assessment], labels: Sequence[str], unit:
         (name, scores.bits_per_byte if by_byte else scores.bits_per_char, model_style(style))
         for name, scores, style in _scored(assessments, labels)
     ]
-    drawn = set()
+    beside: dict[str, float] = {}
     for row in words.baseline_rows(assessments, labels):
         # Per byte, a compressor needs the same bits whichever the model.
-        once = by_byte and row.baseline.of_text
-        name = row.baseline.name if once else row.name
-        if not (once and name in drawn):
-            bits = row.bits_per_byte if by_byte else row.baseline.bits_per_char
-            rows.append((name, bits, PLAIN))
-            drawn.add(name)
+        name = row.baseline.name if by_byte and row.baseline.of_text else row.name
+        beside.setdefault(name, row.bits_per_byte if by_byte else row.baseline.bits_per_char)
+    rows += [(name, bits, PLAIN) for name, bits in beside.items()]
     names, values, styles = zip(*rows, strict=True)
     return dot_chart(
         "scores",

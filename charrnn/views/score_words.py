@@ -284,8 +284,9 @@ def comparison_lines(comparison: Comparison) -> list[list[str]]:
 
 def scored_part(plan: Plan) -> str:
     """Return the name of the part of the text that models are compared on."""
-    validated_on = "validation text" if plan.valid else "validation part"
-    return {"test": "test part", "valid": validated_on}[plan.compared_on]
+    if plan.compared_on == "test":
+        return "test part"
+    return "validation text" if plan.valid else "validation part"
 
 
 def comparison_says(comparison: Comparison) -> Iterator[str]:
