@@ -68,7 +68,7 @@ def pace(model: CharModel, stretch: Stretch) -> tuple[Pace, ...]:
     At an autocorrelation of 0.5 a unit's change per step is as large as its deviation from its
     mean (root mean squares); above that, it is smaller.
     """
-    cells = model.layers()
+    keepers = KEEPERS[CELLS[model.config.cell]]
     sums: dict[tuple[int, str], NDArray[np.float64]] = {}
     before: dict[tuple[int, str], NDArray[np.float64]] = {}
     kept: dict[tuple[int, str], list[NDArray[np.floating]]] = {}
@@ -83,7 +83,7 @@ def pace(model: CharModel, stretch: Stretch) -> tuple[Pace, ...]:
                     state_TBH = np.concatenate([before[key][None], state_TBH])
                 before[key] = state_TBH[-1]
                 sums[key] = sums.get(key, 0) + _sums(state_TBH[:-1], state_TBH[1:])
-                if gate := KEEPERS[type(cells[number - 1])].get(name):
+                if gate := keepers.get(name):
                     kept.setdefault(key, []).append(_products(layer.gates[gate]))
     found = []
     for (number, name), sums_5H in sums.items():
@@ -96,7 +96,7 @@ def pace(model: CharModel, stretch: Stretch) -> tuple[Pace, ...]:
                 state=name,
                 autocorrelation=tuple(correlation_H.tolist()),
                 mean=float(correlation_H[varies_H].mean()) if varies_H.any() else math.nan,
-                gate=KEEPERS[type(cells[number - 1])].get(name),
+                gate=keepers.get(name),
                 kept_mean=float(products.mean()) if len(products) else None,
                 kept_median=float(np.median(products)) if len(products) else None,
             )
@@ -317,15 +317,11 @@ class Activation:
     properties: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """What a reader of the whole stretch up to each character sees there."""
 
-    def last(self, characters: int = SHOWN) -> Activation:
-        """Return it at the last characters alone."""
-        properties = {name: seen[-characters:] for name, seen in self.properties.items()}
-        return replace(
-            self,
-            text=self.text[-characters:],
-            values=self.values[-characters:],
-            properties=properties,
-        )
+    def last(self) -> Activation:
+        """Return it at the last ``SHOWN`` characters alone."""
+        properties = {name: seen[-SHOWN:] for name, seen in self.properties.items()}
+        text, values = self.text[-SHOWN:], self.values[-SHOWN:]
+        return replace(self, text=text, values=values, properties=properties)
 
     @property
     def largest(self) -> float:

@@ -147,10 +147,11 @@ def gradient_flow(
     sizes: dict[tuple[int, str], list[NDArray[np.float64]]] = {}
     slopes: list[NDArray[np.float64]] = []
     for start in range(0, len(at_B), PLACES_AT_ONCE):
-        found, squares_L = _follow(model, stretch, at_B[start : start + PLACES_AT_ONCE], farthest)
+        some_B = at_B[start : start + PLACES_AT_ONCE]
+        found, squares_L = _follow(model, stretch, some_B, farthest)
         for name, size_KB in found.items():
             sizes.setdefault(name, []).append(size_KB.numpy())
-        slopes.append(squares_L * min(PLACES_AT_ONCE, len(at_B) - start) / len(at_B))
+        slopes.append(squares_L * len(some_B) / len(at_B))
     slope_L = np.sqrt(np.sum(slopes, axis=0))
     return GradientFlow(
         weights=weights,
