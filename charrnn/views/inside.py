@@ -115,14 +115,13 @@ def _beside(figure: str, tables: str, measured: Measured[T]) -> str:
 
 def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
     first = flows[0][1][0]
-    linear = ""
-    if any(reach.state == "linear" for _, (flow, *_) in flows for reach in flow.reaches):
-        linear = " Linear"
-        linear += " (in the table)" if len(flows) > 1 else ""
-        linear += f": {words.LINEAR_SAYS}"
-    memory = ""
-    if any(reach.state == "c" for _, (flow, *_) in flows for reach in flow.reaches):
+    states = {reach.state for _, (flow, *_) in flows for reach in flow.reaches}
+    memory = linear = ""
+    if "c" in states:
         memory = " Each line is relative to its own size at k = 0, so c and h compare only roughly."
+    if "linear" in states:
+        where = " (in the table)" if len(flows) > 1 else ""
+        linear = f" Linear{where}: {words.LINEAR_SAYS}"
     radii = words.radius_says([flow for _, of_model in flows for flow in of_model])
     return page.section(
         "Gradient flow",
