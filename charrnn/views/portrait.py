@@ -247,15 +247,13 @@ def portray_comparison(
     Raises:
         CharrnnError: a checkpoint, a log or the text is no longer usable.
     """
-    portraits, scan_once = [], cache(scan)
+    plan, portraits, scan_once = comparison.plan, [], cache(scan)
     for cell in comparison.cells:
         model, vocabulary, checkpoint = load_model(_scored(cell.best), torch.device("cpu"))
-        plan = comparison.plan
         part = recorded_part(
             checkpoint, plan.compared_on, read=scan_once, moved=plan.compared_texts
         )
-        training = checkpoint.record("training", TrainConfig)
-        inspection = _inspect_end(checkpoint.folder, model, vocabulary, training, part)
+        inspection = _inspect_end(checkpoint, model, vocabulary, part)
         # Runs may validate on different amounts of the text, as that depends on their speed.
         on = frozenset(validated_on(read_description(_scored(run))) for run in cell.runs)
         name = cell.cell.upper()
@@ -270,12 +268,13 @@ def _scored(run: RunResult) -> Path:
 
 
 def _inspect_end(
-    run: Path, model: CharModel, vocabulary: Vocabulary, training: TrainConfig, part: Part
+    checkpoint: Checkpoint, model: CharModel, vocabulary: Vocabulary, part: Part
 ) -> Inspection | None:
-    """Inspect a run's model on the end of a part; return None if the part is too short."""
+    """Inspect a model on the end of a part; return None if the part is too short."""
     if part.characters < LEAST_CHARACTERS:
         return None
     config = InspectConfig(only=("flow", "memory", "gates", "units"))
     stretch = read_stretch(part.last(config.characters), vocabulary)
-    history = clipping(read_log(run), training)
+    training = checkpoint.record("training", TrainConfig)
+    history = clipping(read_log(checkpoint.folder), training)
     return inspect(model, stretch, vocabulary, config, training, history=history)
