@@ -67,7 +67,7 @@ def other_texts(portraits: Sequence[Portrait]) -> str:
     return "Not all runs' losses are on the same characters: compare shapes, not heights. "
 
 
-def learning_section(runs: Sequence[LoggedRun], more: str, unit: str = "character") -> str:
+def learning_section(runs: Sequence[LoggedRun], more: str, unit: str) -> str:
     """Return the section on the loss during training; an empty string if no log has a loss.
 
     Args:

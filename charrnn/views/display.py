@@ -198,16 +198,16 @@ def _why_worse(run: Run, event: Finished) -> str:
     return "the text is too short, or nothing in it repeats"
 
 
-def _place(row: Mapping[str, Any], widths: tuple[int, int, int] = (0, 0, 0)) -> str:
-    """Return a run's step, epoch and time, padded to the given widths."""
+def _place(row: Mapping[str, Any], *, is_aligned: bool = False) -> str:
+    """Return a run's step, epoch and time, perhaps padded so that such lines align."""
     figures = (f"{row['step']:,}", f"{row['epoch']:.2f}", duration(row["seconds"]))
-    step, epoch, took = map(str.rjust, figures, widths)
+    step, epoch, took = map(str.rjust, figures, (7, 6, 7)) if is_aligned else figures
     return f"step {step}  epoch {epoch}  {took}"
 
 
-def _validation(event: Validated, widths: tuple[int, int, int] = (0, 0, 0)) -> str:
-    valid = both_units(event.row["valid_nats_per_char"])
-    return f"{_place(event.row, widths)}  valid {valid}{'  best' if event.best else ''}"
+def _validation(event: Validated, *, is_aligned: bool = False) -> str:
+    place, valid = _place(event.row, is_aligned=is_aligned), event.row["valid_nats_per_char"]
+    return f"{place}  valid {both_units(valid)}{'  best' if event.best else ''}"
 
 
 def _figures(event: Logged, run: Run) -> tuple[str, ...]:
@@ -401,7 +401,7 @@ class _LiveTerminal(Display):
             self.logged = event
         elif isinstance(event, Validated):
             self.validated = event
-            say_on(self.console, _validation(event, widths=(7, 6, 7)))
+            say_on(self.console, _validation(event, is_aligned=True))
         elif isinstance(event, Sampled):
             self.sample, self.sampled_at = event.text, self.run.progress.step
         if isinstance(event, Finished):
