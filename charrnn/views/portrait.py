@@ -182,11 +182,8 @@ def _numbered(names: Iterable[str]) -> list[str]:
     """Return names that are all different: those that occur again get a number."""
     found: list[str] = []
     for name in names:
-        numbers = (f" {number}" for number in itertools.count(2))
-        distinct = name
-        while distinct in found:
-            distinct = name + next(numbers)
-        found.append(distinct)
+        choices = itertools.chain([name], (f"{name} {number}" for number in itertools.count(2)))
+        found.append(next(choice for choice in choices if choice not in found))
     return found
 
 
