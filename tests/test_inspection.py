@@ -49,6 +49,7 @@ from charrnn.views.inspection_words import (
     memory_lines,
     memory_says,
     pace_lines,
+    pace_says,
     radius_says,
     step_lines,
     step_says,
@@ -232,6 +233,13 @@ class TestTables:
         assert kept == ["< 0.001 %", "0.001 %", "0 %"]
         overflowed = replace(one, kept_mean=math.nan, kept_median=math.nan)
         assert pace_lines([overflowed])[1][-2:] == ["", ""]
+        # A plain RNN has no gate that keeps its states.
+        alone = replace(one, state="h", gate=None, kept_mean=None, kept_median=None)
+        assert pace_lines([alone]) == [
+            ["state", "mean", "lowest", "highest"],
+            ["h 2", "+0.125", "-0.500", "+0.750"],
+        ]
+        assert [("Kept" in pace_says(paces)) for paces in ([alone], [alone, one])] == [False, True]
 
     def test_gates(self) -> None:
         use = GateUse(1, "forget", (0.9, 0.95, 0.1), (0.05, 0.0, 0.91), 100)

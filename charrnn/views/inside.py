@@ -76,9 +76,8 @@ def inside_sections(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
     if memories := [(model, found.memory) for model, found in looked if found.memory]:
         yield _memory_section(memories, seen)
     if paces := [(model, found.pace) for model, found in looked if found.pace]:
-        yield page.section(
-            "Pace", page.note(f"{words.PACE_SAYS} {seen}"), _tables(words.pace_lines, paces)
-        )
+        said = words.pace_says(pace for _, of_model in paces for pace in of_model)
+        yield page.section("Pace", page.note(f"{said} {seen}"), _tables(words.pace_lines, paces))
     if gates := [(model, found.gates) for model, found in looked if found.gates]:
         yield _gate_section(gates, seen)
     units = [(model, found.units) for model, found in looked if found.units]

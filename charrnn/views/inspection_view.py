@@ -58,7 +58,8 @@ def _sections(inspection: Inspection) -> Iterator[tuple[str, str, RenderableType
     if inspection.memory is not None:
         yield "Memory", words.memory_says(inspection.memory), _memory(inspection.memory)
     if inspection.pace:
-        yield "Pace", words.PACE_SAYS, fitted(words.pace_lines(inspection.pace), 1)
+        said = words.pace_says(inspection.pace)
+        yield "Pace", said, fitted(words.pace_lines(inspection.pace), 1)
     if inspection.gates:
         yield _gates(inspection.gates)
     if inspection.units:

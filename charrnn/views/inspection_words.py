@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -20,12 +20,6 @@ from charrnn.wording import counted, cut_word, is_drawn_onto, joined, printable,
 CUTS_SAY = (
     "How far a gradient turns when cut to a share of its norm, by scaling it as a whole or by "
     "cutting every entry to one limit."
-)
-PACE_SAYS = (
-    "Correlation of each unit's state with its value one character earlier: mean, lowest and "
-    "highest over the units. Kept: the share of a state that its gate (an LSTM's forget gate for "
-    f"c, a GRU's update gate for h) keeps over {KEPT_OVER} characters, the product of the gate's "
-    "values: mean and median."
 )
 ZERO_SAYS = (
     "A reset leaves the zero state, from which training reads only the beginning of a pass, so for "
@@ -193,16 +187,37 @@ def contexts(memory: Memory) -> list[int]:
     return sorted({0, *(1 << n for n in range(farthest.bit_length())), farthest})
 
 
+def pace_says(paces: Iterable[Pace]) -> str:
+    """Say what the table of the pace shows, of one model's states or of several's."""
+    said = (
+        "Correlation of each unit's state with its value one character earlier: mean, lowest and "
+        "highest over the units."
+    )
+    if _are_kept(paces):
+        said += (
+            " Kept: the share of a state that its gate (an LSTM's forget gate for c, a GRU's "
+            f"update gate for h) keeps over {KEPT_OVER} characters, the product of the gate's "
+            "values: mean and median."
+        )
+    return said
+
+
 def pace_lines(paces: Sequence[Pace]) -> list[list[str]]:
     """Return the table of the pace: its head, and a row per layer and state."""
-    lines = [["state", "mean", "lowest", "highest", "kept", "median"]]
+    are_kept = _are_kept(paces)
+    lines = [["state", "mean", "lowest", "highest", *(["kept", "median"] if are_kept else [])]]
     for one in paces:
         varying = [value for value in one.autocorrelation if math.isfinite(value)]
         numbers = (one.mean, min(varying), max(varying)) if varying else ()
         lags = [f"{value:+z.3f}" for value in numbers] or ["constant", "", ""]
         kept = [_kept(share) for share in (one.kept_mean, one.kept_median)]
-        lines.append([f"{one.state} {one.layer}", *lags, *kept])
+        lines.append([f"{one.state} {one.layer}", *lags, *(kept if are_kept else [])])
     return lines
+
+
+def _are_kept(paces: Iterable[Pace]) -> bool:
+    """Whether a gate keeps any of the states; a plain RNN has none."""
+    return any(pace.gate is not None for pace in paces)
 
 
 def _kept(share: float | None) -> str:
