@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -190,9 +189,7 @@ def compare(
         refuse_output_in_text((*(texts or ()), *(valid or ())))
         folder = run or options.default_run(texts or (), "compare")
 
-    with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopSignals())
-
+    with StopSignals() as stop:
         import_numpy()
         import torch
 
