@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from charrnn.errors import RunFolderError
 from charrnn.wording import reason, shown
@@ -70,21 +70,21 @@ def followed(path: Path) -> Path:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[int]:
-    """Yield a file descriptor as ``becoming`` does; every refusal becomes a RunFolderError.
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file as ``becoming`` does; every refusal becomes a RunFolderError.
 
     Raises:
         RunFolderError: the operating system refused a step (disk full, no permission).
     """
-    with refusals(path, "cannot save"), becoming(path) as fd:
-        yield fd
+    with refusals(path, "cannot save"), becoming(path) as file:
+        yield file
 
 
 @contextmanager
 def becoming(
     path: Path, called: Callable[[Path], object] = lambda temporary: None
-) -> Iterator[int]:
-    """Yield a file descriptor whose bytes become ``path`` all at once.
+) -> Iterator[BinaryIO]:
+    """Yield a file whose bytes become ``path`` all at once.
 
     The bytes go to a temporary file in the same folder. When the block ends
     they are flushed to disk, the file is renamed, and the folder is flushed
@@ -104,7 +104,8 @@ def becoming(
     try:
         try:
             called(temporary)
-            yield fd
+            with os.fdopen(fd, "wb", closefd=False) as file:
+                yield file
             sync(fd)
         finally:
             os.close(fd)
@@ -150,7 +151,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         RunFolderError: disk full or the like.
     """
-    with replacing(path) as fd, os.fdopen(fd, "wb", closefd=False) as file:
+    with replacing(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import Tensor
@@ -189,7 +189,7 @@ class Checkpoint:
 # Writing ---------------------------------------------------------------------
 
 
-def write(fd: int, checkpoint: Checkpoint) -> None:
+def write(file: BinaryIO, checkpoint: Checkpoint) -> None:
     """Write a checkpoint's bytes to an open file; equal contents give equal bytes.
 
     Raises:
@@ -198,7 +198,7 @@ def write(fd: int, checkpoint: Checkpoint) -> None:
     head, tensors = _encode(checkpoint)
     for rest in (memoryview(head), *map(_memory, tensors)):
         while rest:
-            rest = rest[os.write(fd, rest) :]
+            rest = rest[os.write(file.fileno(), rest) :]
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
@@ -208,8 +208,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         RunFolderError: disk full, no permission, no such folder; what was at ``path`` stays.
         ValueError: a tensor's name or dtype, or something in ``meta``, has no place in the format.
     """
-    with replacing(path) as fd:
-        write(fd, checkpoint)
+    with replacing(path) as file:
+        write(file, checkpoint)
 
 
 def _encode(checkpoint: Checkpoint) -> tuple[bytes, list[Tensor]]:

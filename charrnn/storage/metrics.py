@@ -72,11 +72,7 @@ class Log:
             RunFolderError: it cannot be written; the log stays as it was.
         """
         with refusals(self.path, "cannot write"):
-            with (
-                self.path.open("rb") as old,
-                replacing(self.path) as fd,
-                os.fdopen(fd, "wb", closefd=False) as new,
-            ):
+            with self.path.open("rb") as old, replacing(self.path) as new:
                 for line in old:
                     row = _row(line)
                     if row and _is_sound(row, 0) and _belongs(row, step, logged, validated):

@@ -250,8 +250,8 @@ class RunFolder:
         last, step = self.path / LAST, checkpoint.require("step", int)
         earlier = self._step_if_whole(last)
         self._held_log.sync()  # the rows up to this step belong to what is saved
-        with replacing(last) as fd:
-            write(fd, checkpoint)
+        with replacing(last) as file:
+            write(file, checkpoint)
             if earlier is not None and earlier != step and self.keep > 0:
                 kept = self.path / generation(earlier)
                 _link(last, kept)
@@ -435,11 +435,7 @@ def _link(source: Path, target: Path) -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
-        with (
-            source.open("rb") as old,
-            replacing(target) as fd,
-            os.fdopen(fd, "wb", closefd=False) as new,
-        ):
+        with source.open("rb") as old, replacing(target) as new:
             shutil.copyfileobj(old, new)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -142,7 +141,7 @@ def _written(path: Path, called: Callable[[Path], object]) -> Iterator[BinaryIO]
             yield stream
         return
     # Replace a link's target, not the link.
-    with becoming(followed(path), called) as fd, os.fdopen(fd, "wb", closefd=False) as stream:
+    with becoming(followed(path), called) as stream:
         yield stream
 
 

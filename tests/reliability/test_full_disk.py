@@ -9,6 +9,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -199,12 +200,12 @@ def test_a_training_on_a_disk_that_fills_up(
     for name, number in fatal.items():
         calls = 0
 
-        def writing(fd: int, checkpoint: Checkpoint) -> None:
+        def writing(file: BinaryIO, checkpoint: Checkpoint) -> None:
             nonlocal calls
             calls += 1
             if calls == number:  # noqa: B023 - called within the iteration
                 fill(filler, 4096)
-            write(fd, checkpoint)
+            write(file, checkpoint)
 
         with monkeypatch.context() as patch:
             for module in (charrnn.storage.checkpoint, charrnn.storage.runfolder):

@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -282,10 +282,10 @@ def test_a_signal_in_a_save(
     def prepare() -> None:
         write, monkey = charrnn.storage.checkpoint.write, pytest.MonkeyPatch()
 
-        def signalling(fd: int, checkpoint: Checkpoint) -> None:
+        def signalling(file: BinaryIO, checkpoint: Checkpoint) -> None:
             monkey.undo()
             os.kill(os.getpid(), number)
-            write(fd, checkpoint)
+            write(file, checkpoint)
 
         monkey.setattr(charrnn.storage.runfolder, "write", signalling)
 
@@ -313,13 +313,13 @@ def test_a_key_press_that_arrives_twice_is_one(book: Path, tmp_path: Path) -> No
     assert load(tmp_path / "run" / "last.safetensors").require("step", int) == 5
 
 
-def crawling(write: Callable[..., None], fd: int, checkpoint: Checkpoint) -> None:
+def crawling(write: Callable[..., None], file: BinaryIO, checkpoint: Checkpoint) -> None:
     """Write a checkpoint as slowly as if the disk took a minute."""
     reader, writer = os.pipe()
-    pid = fork(functools.partial(write, writer, checkpoint))
-    os.close(writer)
+    with os.fdopen(writer, "wb") as pipe:
+        pid = fork(functools.partial(write, pipe, checkpoint))
     while data := os.read(reader, 256):
-        os.write(fd, data)
+        os.write(file.fileno(), data)
         time.sleep(0.5)
     finish(pid)
 
