@@ -36,7 +36,7 @@ from charrnn.storage.reading import (
     refuse_too_many_names,
 )
 from charrnn.storage.runfolder import RunFolder
-from charrnn.storage.trained import described, prefixed, with_weights
+from charrnn.storage.trained import trained_model
 from charrnn.text.corpus import Part
 from charrnn.text.decoding import text_encoding
 from charrnn.text.files import absolute_names, embedded_corpus
@@ -89,7 +89,8 @@ def resume(
     checkpoint, notes = folder.load_last()
     assert checkpoint.path is not None, "it was loaded from there"
     path = checkpoint.path
-    shape, vocabulary = described(checkpoint, path)
+    model, vocabulary = trained_model(checkpoint)
+    shape = model.config
     saved = Settings(
         config=checkpoint.record("training", TrainConfig),
         text=checkpoint.record("text", TextRecord),
@@ -130,7 +131,7 @@ def resume(
     if is_another:
         _refuse_used_up(config, progress, lanes)
     run = assemble(
-        with_weights(shape, prefixed(checkpoint.tensors, "model."), path).to(device),
+        model.to(device),
         vocabulary=vocabulary,
         config=config,
         train=train,

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
-from torch import Tensor
 
 from charrnn import recipe
 from charrnn.compute.device import multiplies_bf16, recurs_in_bf16
-from charrnn.config import CellName, ModelConfig, TextChoices, TrainConfig
+from charrnn.config import ModelConfig, TextChoices, TrainConfig
 from charrnn.errors import UsageError, VocabularyError
 from charrnn.network.model import CharModel
 from charrnn.runs.assembling import assemble, lanes_of, refuse_too_large, refuse_validations
@@ -30,7 +29,7 @@ from charrnn.storage.reading import (
     to_remember,
 )
 from charrnn.storage.runfolder import RunFolder
-from charrnn.storage.trained import described, prefixed, with_weights
+from charrnn.storage.trained import trained_model
 from charrnn.text.corpus import Corpus, Part
 from charrnn.text.decoding import BYTES
 from charrnn.text.files import embedded_corpus
@@ -66,13 +65,12 @@ def start(
     Raises:
         CharrnnError: a choice, the text, the checkpoint or the folder is not usable.
     """
-    origin = None if init_from is None else _Origin.of(init_from, choices, text)
-    encoding = "utf-8"
-    if origin is not None:
-        encoding = origin.texts[0].encoding
-        settled = origin.shape | recipe.given(choices.model)
-        choices = replace(choices, cell=origin.cell, model=settled)
-    encoding = encoding if text.encoding is None else text.encoding
+    pretrained = None if init_from is None else _Pretrained.load(init_from)
+    if pretrained is not None:
+        choices = pretrained.settle(choices, text)
+    encoding = text.encoding
+    if encoding is None:
+        encoding = "utf-8" if pretrained is None else pretrained.texts[0].encoding
     corpus = scan(readable(text.texts, spooled) or embedded_corpus(), encoding)
     train, valid, test = divide(corpus, text)
     refuse_too_short(train, text)
@@ -93,20 +91,18 @@ def start(
             f"only {counted(valid.characters, unit)} are held out, so which checkpoint is best is "
             "mostly chance: hold out more, or none (--valid-share 0)"
         )
-    if origin is None:
+    if pretrained is None:
         vocabulary = _new_vocabulary(train.counts, corpus.encoding, text.min_count)
     else:
-        known = origin.vocabulary
+        known = pretrained.vocabulary
         vocabulary = Vocabulary(known.characters, corpus.encoding, known.min_count)
-        notes.append(_coverage(train.counts, vocabulary, origin.path))
-        notes += _known_before(valid, test, origin)
+        notes.append(_coverage(train.counts, vocabulary, pretrained.path))
+        notes += _known_before(valid, test, pretrained)
     if valid is not None:
         trained = vocabulary.unknown_share(train.counts)
         notes += _unknown(valid.predicted.counts, vocabulary, trained)
     shape, config, said = _choose(choices, vocabulary, train, device)
-    if origin is not None:
-        config = replace(config, init_from=str(origin.path.absolute()))
-    smaller = "--hidden, --embedding, --layers, " if origin is None else ""  # else it is settled
+    smaller = "--hidden, --embedding, --layers, " if pretrained is None else ""  # else settled
     masks = choices.training.get("dropout_masks")
     # A plan may still choose some: of minutes, and never for a plain RNN.
     is_settled = not config.dropout_by_plan or shape.cell == "rnn" or config.minutes is None
@@ -116,7 +112,12 @@ def start(
     instead = f"give a smaller {smaller}--batch-size{more}"
     refuse_too_large(shape, config, device, instead, is_planned=config.minutes is None)
     torch.manual_seed(config.seed)
-    model = CharModel(shape) if origin is None else with_weights(shape, origin.weights, origin.path)
+    if pretrained is None:
+        model = CharModel(shape)
+    else:
+        model = pretrained.model
+        model.set_dropout(shape.dropout, shape.weight_drop)
+        config = replace(config, init_from=str(pretrained.path.absolute()))
     return assemble(
         model.to(device),
         vocabulary=vocabulary,
@@ -127,46 +128,48 @@ def start(
         progress=Progress(),
         folder=folder,
         text=record,
-        learnt_before=() if origin is None else to_remember(origin.texts),
+        learnt_before=() if pretrained is None else to_remember(pretrained.texts),
         notes=notes + said,
     )
 
 
 @dataclass(frozen=True)
-class _Origin:
+class _Pretrained:
     """The checkpoint that a run starts from."""
 
     path: Path
-    cell: CellName
-    shape: dict[str, Any]
-    """What its weights determine, and no more: dropout follows from text and budget."""
+    model: CharModel
     vocabulary: Vocabulary
     texts: tuple[TextRecord, ...]
     """Texts that its weights were trained on, its own run's first."""
-    weights: dict[str, Tensor]
 
     @classmethod
-    def of(cls, path: Path, choices: recipe.Choices, text: TextChoices) -> Self:
-        """Load it, and refuse choices that its weights or vocabulary have already settled."""
+    def load(cls, path: Path) -> Self:
+        """Load it from a checkpoint, or a run's folder."""
         checkpoint = load(find(path))
-        config, vocabulary = described(checkpoint, path)
-        shape = {name: getattr(config, name) for name in SHAPE}
-        settled = {"cell": config.cell, **shape}
-        for name, value in recipe.given({"cell": choices.cell, **choices.model}).items():
-            if settled.get(name, value) != value:
+        texts = (checkpoint.record("text", TextRecord), *learnt_before(checkpoint))
+        return cls(path, *trained_model(checkpoint), texts)
+
+    def settle(self, choices: recipe.Choices, text: TextChoices) -> recipe.Choices:
+        """Return the choices with the shape that its weights determine; refuse any other.
+
+        Dropout is not part of that: it follows from text and budget.
+        """
+        config, chosen = self.model.config, recipe.given(choices.model)
+        for name, value in recipe.given({"cell": choices.cell, **chosen}).items():
+            has = getattr(config, name)
+            if name in ("cell", *SHAPE) and value != has:
                 raise UsageError(
-                    f"--{name} {value}: the checkpoint of --init-from has {settled[name]}: leave "
-                    "it out"
+                    f"--{name} {value}: the checkpoint of --init-from has {has}: leave it out"
                 )
         if text.min_count is not None:
             raise UsageError(
                 "--min-count and --init-from cannot be used together: the vocabulary is kept"
             )
         if text.encoding is not None:
-            refuse_other_symbols(text.encoding, vocabulary, "the checkpoint of --init-from")
-        texts = (checkpoint.record("text", TextRecord), *learnt_before(checkpoint))
-        weights = prefixed(checkpoint.tensors, "model.")
-        return cls(path, config.cell, shape, vocabulary, texts, weights)
+            refuse_other_symbols(text.encoding, self.vocabulary, "the checkpoint of --init-from")
+        shape = {name: getattr(config, name) for name in SHAPE}
+        return replace(choices, cell=config.cell, model=shape | chosen)
 
 
 def _new_vocabulary(counts: Mapping[int, int], encoding: str, min_count: int | None) -> Vocabulary:
@@ -229,18 +232,18 @@ def _used_elsewhere(valid: Part, record: TextRecord) -> list[str]:
     return notes
 
 
-def _known_before(valid: Part | None, test: Part | None, origin: _Origin) -> list[str]:
+def _known_before(valid: Part | None, test: Part | None, pretrained: _Pretrained) -> list[str]:
     """Say how much of the held-out text the initial checkpoint was trained on, if any."""
     parts = [part for part in (valid, test) if part is not None]
-    shared = [most_learnt(part, origin.texts) for part in parts]
+    shared = [most_learnt(part, pretrained.texts) for part in parts]
     if not any(number != 0 for number in shared):
         return []
     known = [number for number in shared if number is not None]
     some = f"{sum(known):,}" if len(known) == len(shared) else "some"
     characters = counted(sum(part.characters for part in parts), "character")
     return [
-        f"{some} of the {characters} held out are what {shown(origin.path)} was trained on, and "
-        "their loss flatters the model: hold out another text with --valid"
+        f"{some} of the {characters} held out are what {shown(pretrained.path)} was trained on, "
+        "and their loss flatters the model: hold out another text with --valid"
     ]
 
 

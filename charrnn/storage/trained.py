@@ -33,10 +33,8 @@ def load_model(
         CheckpointError: the file is not an intact checkpoint.
     """
     path = Path(path)
-    file = find(path)
-    checkpoint = load(file)
-    shape, vocabulary = described(checkpoint, file)
-    model = with_weights(shape, prefixed(checkpoint.tensors, "model."), file)
+    checkpoint = load(find(path))
+    model, vocabulary = trained_model(checkpoint)
     return model.to(device).eval(), vocabulary, replace(checkpoint, tensors={}, path=path)
 
 
@@ -75,12 +73,17 @@ def trained_by(run: Path) -> str | None:
     return None
 
 
-def described(checkpoint: Checkpoint, path: Path) -> tuple[ModelConfig, Vocabulary]:
-    """Return the shape of a checkpoint's model, and its vocabulary.
+def trained_model(checkpoint: Checkpoint) -> tuple[CharModel, Vocabulary]:
+    """Return a loaded checkpoint's model, in training mode on the CPU, and its vocabulary.
+
+    The weights are the checkpoint's own tensors.
 
     Raises:
-        CheckpointError: one is missing or malformed, or their sizes differ.
+        CheckpointError: shape, vocabulary or a weight is missing, malformed, or does not fit the
+            others.
     """
+    path = checkpoint.path
+    assert path is not None, "it was loaded from there"
     shape = checkpoint.record("model", ModelConfig)
     try:
         vocabulary = Vocabulary.from_json(checkpoint.require("vocabulary", dict))
@@ -93,10 +96,10 @@ def described(checkpoint: Checkpoint, path: Path) -> tuple[ModelConfig, Vocabula
             f"{shown(path)}: the field 'vocabulary' has {vocabulary.size} symbols, the model "
             f"{shape.vocabulary}"
         )
-    return shape, vocabulary
+    return _with_weights(shape, prefixed(checkpoint.tensors, "model."), path), vocabulary
 
 
-def with_weights(shape: ModelConfig, weights: dict[str, Tensor], path: Path) -> CharModel:
+def _with_weights(shape: ModelConfig, weights: dict[str, Tensor], path: Path) -> CharModel:
     """Return a model with a file's weights; the file's size, not ``shape``, bounds its memory.
 
     Raises:
