@@ -249,13 +249,15 @@ def test_a_folder_that_may_no_longer_be_looked_at(
 
 def test_a_last_that_is_a_link_to_an_earlier_one_is_kept(tmp_path: Path) -> None:
     """Somebody went back with ``ln -sf``: the checkpoint behind the link must not be lost."""
-    with RunFolder.create(tmp_path / "run", keep=3) as folder:
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.keep = 3
         for step in (1, 2, 3):
             folder.save_last(state(step))
     last = folder.path / "last.safetensors"
     last.unlink()
     last.symlink_to("step-00000001.safetensors")
-    with RunFolder.open_existing(folder.path, keep=3) as folder:
+    with RunFolder.open_existing(folder.path) as folder:
+        folder.keep = 3
         assert folder.load_last()[0].meta["step"] == 1
         folder.save_last(state(9))
     assert load(folder.path / "step-00000001.safetensors").meta["step"] == 1
@@ -614,7 +616,8 @@ def test_only_our_stale_temporaries_are_removed(tmp_path: Path) -> None:
 def test_as_many_earlier_checkpoints_as_asked_for(
     tmp_path: Path, keep: int, kept: list[int]
 ) -> None:
-    with RunFolder.create(tmp_path / "run", keep=keep) as folder:
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.keep = keep
         for step in (10, 20, 30, 40):
             folder.save_last(state(step))
             folder.save_best(state(-step))
@@ -626,7 +629,8 @@ def test_as_many_earlier_checkpoints_as_asked_for(
 
 
 def test_a_step_saved_again_is_no_earlier_one(tmp_path: Path) -> None:
-    with RunFolder.create(tmp_path / "run", keep=2) as folder:
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.keep = 2
         for step in (10, 20, 20, 20):
             folder.save_last(state(step))
     assert [path.name for path in (tmp_path / "run").glob("step-*")] == [
@@ -674,7 +678,8 @@ def test_a_disk_that_has_no_room_for_a_name_is_not_copied_to(
 
 
 def test_large_steps_stay_in_order(tmp_path: Path) -> None:
-    with RunFolder.create(tmp_path / "run", keep=2) as folder:
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.keep = 2
         for step in (99_999_998, 99_999_999, 100_000_000, 1_000_000_000):
             folder.save_last(state(step))
     assert sorted(path.name for path in (tmp_path / "run").glob("step-*")) == [

@@ -224,7 +224,7 @@ def train(
         # A resumed run computes where it did before, unless --device says otherwise.
         where = None if resume and device == "auto" else choose_device(device)
         begin = RunFolder.open_existing if resume else RunFolder.create
-        take = partial(begin, keep=1 if keep is None else keep, command=command)
+        take = partial(begin, command=command)
         if run is None:
             folder = _take_free(take, text.texts, cell or _cell_of(init_from))
         else:
@@ -237,7 +237,13 @@ def train(
         if not resume:
             assert where is not None
             new = start_run(
-                choices, text, folder=folder, device=where, init_from=init_from, spooled=typed
+                choices,
+                text,
+                folder=folder,
+                device=where,
+                init_from=init_from,
+                spooled=typed,
+                keep=1 if keep is None else keep,
             )
             if not texts and waits_unread():
                 new.notes.append("standard input is not read: give - as TEXT to train on it")

@@ -51,6 +51,7 @@ def start(
     device: torch.device,
     init_from: Path | None = None,
     spooled: Path | None = None,
+    keep: int = 1,
 ) -> Run:
     """Put a new run together.
 
@@ -61,6 +62,7 @@ def start(
         device: where to compute.
         init_from: the checkpoint to take weights and vocabulary from.
         spooled: where standard input was stored, for the text "-".
+        keep: how many earlier checkpoints to keep.
 
     Raises:
         CharrnnError: a choice, the text, the checkpoint or the folder is not usable.
@@ -111,6 +113,7 @@ def start(
     more = ", --bptt or --dropout-masks" if masks else " or --bptt"
     instead = f"give a smaller {smaller}--batch-size{more}"
     refuse_too_large(shape, config, device, instead, is_planned=config.minutes is None)
+    folder.keep = keep
     torch.manual_seed(config.seed)
     if pretrained is None:
         model = CharModel(shape)

@@ -50,13 +50,13 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        keep: how many former ``last`` checkpoints to keep; may be changed.
+        keep: how many former ``last`` checkpoints to keep, 0 or more; 1 unless it is changed.
     """
 
-    def __init__(self, path: Path, lock: Lock, keep: int) -> None:
+    def __init__(self, path: Path, lock: Lock) -> None:
         """Take over a held lock; for ``create`` and ``open_existing`` only."""
         self.path = path
-        self.keep = keep
+        self.keep = 1
         self._lock: Lock | None = lock
         self._log: Log | None = None
         # What ``close`` removes if nothing was saved, in this order: files, then folders.
@@ -67,9 +67,7 @@ class RunFolder:
     # Taking and leaving the folder ------------------------------------------
 
     @classmethod
-    def create(
-        cls, path: Path, keep: int = 1, command: str = "", *, over_best: bool = False
-    ) -> Self:
+    def create(cls, path: Path, command: str = "", *, over_best: bool = False) -> Self:
         """Make a run's folder, with its parents, and hold it.
 
         An existing folder is taken if it holds no run; whatever else is in it
@@ -78,7 +76,6 @@ class RunFolder:
 
         Args:
             path: the folder.
-            keep: how many former ``last`` checkpoints to keep, 0 or more.
             command: the command of this process, shown to others that want the lock.
             over_best: also take a folder whose only checkpoint is a best one, and remove that:
                 its run was killed between its first validation and its first save.
@@ -86,9 +83,8 @@ class RunFolder:
         Raises:
             RunFolderError: it holds a run already, another process holds it, or it cannot be made.
         """
-        assert keep >= 0
         made, lock = _make_and_lock(path, command)
-        folder = cls(path, lock, keep)
+        folder = cls(path, lock)
         folder._removable = [path / LOCK, *made] if lock.made else []
         try:
             folder._remove_stale()
@@ -105,13 +101,12 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open_existing(cls, path: Path, keep: int = 1, command: str = "") -> Self:
+    def open_existing(cls, path: Path, command: str = "") -> Self:
         """Hold the folder of a run to resume; arguments as in ``create``.
 
         Raises:
             RunFolderError: there is no run in it, another process holds it, or it is not writable.
         """
-        assert keep >= 0
         instead = "leave --resume out to start one there"
         with refusals(path, "cannot read the run's folder"):
             if path.is_file():
@@ -124,7 +119,7 @@ class RunFolder:
             lock = take_lock(path, command)
         except FileNotFoundError:
             raise nothing from None
-        folder = cls(path, lock, keep)
+        folder = cls(path, lock)
         try:
             folder._remove_stale()
             if not checkpoints_in(path):

@@ -54,11 +54,13 @@ def damage(path: Path, how: str) -> None:
 
 def resumes_from_the_one_before(run: Path, how: str, keep: int) -> bool:
     """Damage the newest; return whether the one before is loaded, named, and kept by a save."""
-    with RunFolder.create(run, keep=keep) as folder:
+    with RunFolder.create(run) as folder:
+        folder.keep = keep
         for step in (10, 20, 30, 40, 50):
             folder.save_last(state(step))
     damage(run / "last.safetensors", how)
-    with RunFolder.open_existing(run, keep=keep) as folder:
+    with RunFolder.open_existing(run) as folder:
+        folder.keep = keep
         checkpoint, notes = folder.load_last()
         taken = "took step-00000040.safetensors instead, step 40"
         said = notes[0].startswith("last.safetensors: ") and notes[0].endswith(taken)
@@ -100,12 +102,14 @@ def test_a_training_goes_on_from_the_one_before(
 
 def test_damaged_generations_do_not_push_out_whole_ones(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with RunFolder.create(run, keep=2) as folder:
+    with RunFolder.create(run) as folder:
+        folder.keep = 2
         for step in (10, 20, 30, 40):
             folder.save_last(state(step))
     damage(run / "last.safetensors", "cut")
     damage(run / "step-00000030.safetensors", "one bit")
-    with RunFolder.open_existing(run, keep=1) as folder:
+    with RunFolder.open_existing(run) as folder:
+        folder.keep = 1
         checkpoint, notes = folder.load_last()
         assert checkpoint.meta["step"] == 20
         assert [note.split(":")[0] for note in notes] == [
@@ -121,10 +125,12 @@ def walk(run: Path, turns: int) -> int:
     """Save, damage some files and resume at random; return how often a state was lost."""
     rng = random.Random(5)
     step = lost = 0
-    with RunFolder.create(run, keep=2) as folder:
+    with RunFolder.create(run) as folder:
+        folder.keep = 2
         folder.save_last(state(0))
     for _ in range(turns):
-        with RunFolder.open_existing(run, keep=rng.choice([1, 2, 3])) as folder:
+        with RunFolder.open_existing(run) as folder:
+            folder.keep = rng.choice([1, 2, 3])
             checkpoint, _ = folder.load_last()
             lost += checkpoint.meta["step"] < step
             step = checkpoint.meta["step"]

@@ -42,7 +42,8 @@ def is_state(checkpoint: Checkpoint, step: int) -> bool:
 
 def save_for_ever(path: Path, report: int) -> None:
     """Resume the run in ``path`` and save step after step, reporting each finished save."""
-    with RunFolder.open_existing(path, keep=2) as folder:
+    with RunFolder.open_existing(path) as folder:
+        folder.keep = 2
         checkpoint, _ = folder.load_last()
         step = checkpoint.require("step", int)
         folder.rewind_log(step)
@@ -56,7 +57,8 @@ def save_for_ever(path: Path, report: int) -> None:
 def killed_savers(path: Path, kills: int) -> tuple[int, int]:
     """Kill ``kills`` savers in one run's folder; return (finished saves lost, saves cut short)."""
     rng = random.Random(1)
-    with RunFolder.create(path, keep=2) as folder:
+    with RunFolder.create(path) as folder:
+        folder.keep = 2
         folder.save_last(state(0))
     lost = cut = 0
     for _ in range(kills):
@@ -72,7 +74,8 @@ def killed_savers(path: Path, kills: int) -> tuple[int, int]:
         os.close(reader)
         cut += any(path.glob(".*.tmp"))
 
-        with RunFolder.open_existing(path, keep=2) as folder:  # the lock is free again
+        with RunFolder.open_existing(path) as folder:  # the lock is free again
+            folder.keep = 2
             checkpoint, notes = folder.load_last()
             step = checkpoint.require("step", int)
             folder.rewind_log(step)
