@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -223,15 +222,15 @@ def train(
 
         # A resumed run computes where it did before, unless --device says otherwise.
         where = None if resume and device == "auto" else choose_device(device)
-        begin = RunFolder.open_existing if resume else RunFolder.create
-        take = partial(begin, command=command)
         if run is None:
-            folder = _take_free(take, text.texts, cell or _cell_of(init_from))
+            folder = _take_free(text.texts, cell or _cell_of(init_from), command)
+        elif resume:
+            refuse_comparison(run)
+            folder = RunFolder.open_existing(run, command=command)
         else:
             refuse_comparison(run)
-            if not resume:
-                refuse_text_within(text, run, "a run")
-            folder = take(run)
+            refuse_text_within(text, run, "a run")
+            folder = RunFolder.create(run, command=command)
         stack.enter_context(folder)
         typed = stack.enter_context(spooled(text.texts, stop))
         if not resume:
@@ -282,16 +281,18 @@ def _cell_of(init_from: Path | None) -> CellName:
     return shape_of(init_from).cell
 
 
-def _take_free(take: Callable[[Path], RunFolder], texts: Sequence[str], what: str) -> RunFolder:
+def _take_free(texts: Sequence[str], what: str, command: str) -> RunFolder:
     """Hold a folder under checkpoints/ that no run has taken yet.
 
     Raises:
         RunFolderError: it cannot be made.
     """
+    from charrnn.storage.runfolder import RunFolder
+
     path = options.default_run(texts, what)
     while True:
         try:
-            return take(path)
+            return RunFolder.create(path, command=command)
         except RunFolderError:
             # A command that was started at the same time may have been faster.
             if path == (path := options.default_run(texts, what)):
