@@ -26,7 +26,7 @@ from charrnn.network.capture import UpdateResult
 from charrnn.runs import planning, schedule, training
 from charrnn.runs.events import Event, Finished, Logged, Paused, Planned, Validated
 from charrnn.runs.planning import Planner
-from charrnn.runs.run import Progress, Run, SavedState
+from charrnn.runs.run import Best, Progress, Run, SavedState
 from charrnn.runs.schedule import Schedule
 from charrnn.runs.training import train
 
@@ -291,7 +291,7 @@ def test_what_a_kept_best_was_scored_on_stays() -> None:
     planner.size_validations()
     assert planner.run.progress.validate_characters != 12_345, "it was a guess"
     planner.run.progress.validate_characters = 12_345
-    planner.run.better = Progress()
+    planner.run.better = Best(1.0, 1)
     planner.size_validations()
     assert planner.run.progress.validate_characters == 12_345
 

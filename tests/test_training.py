@@ -48,7 +48,7 @@ from charrnn.runs.events import (
 )
 from charrnn.runs.planning import Planner
 from charrnn.runs.resuming import _other_machine, resume
-from charrnn.runs.run import Progress, Run, SavedState
+from charrnn.runs.run import Best, Progress, Run, SavedState
 from charrnn.runs.schedule import Schedule
 from charrnn.runs.starting import start
 from charrnn.runs.training import train
@@ -868,7 +868,7 @@ def test_a_new_budget_keeps_what_losses_are_measured_on(
         run.progress.best_nats, run.progress.best_step = best, 4
         run.save_best()
     again = resume(run.folder, device=CPU, changes={"steps": 11})
-    assert (again.better.best_nats if again.better else None) == best
+    assert (again.better.nats if again.better else None) == best
     next(train(again))
     assert (again.progress.validate_characters == 17) == (step == 3 or best is not None)
 
@@ -1416,7 +1416,7 @@ def test_three_hundred_steps_of_real_training_learn_words(tmp_path: Path) -> Non
 def test_a_validation_that_beats_no_best_on_disk_is_in_vain(start_run: StartRun) -> None:
     """It is the best of a sitting that went on from before the best."""
     run = start_run(steps=40, patience=1)
-    run.better = replace(run.progress, step=10, best_nats=1.0, best_step=10)
+    run.better = Best(1.0, 10)
     run.progress.step, run.progress.best_nats, run.progress.best_step = 15, 3.0, 5
     assert not run.count_validation(2.0)
     assert (run.progress.best_nats, run.progress.best_step) == (1.0, 10)

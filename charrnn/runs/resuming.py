@@ -26,7 +26,7 @@ from charrnn.runs.assembling import (
     refuse_validations,
     steps_of,
 )
-from charrnn.runs.run import Progress, Run, SavedState, Settings
+from charrnn.runs.run import Best, Progress, Run, SavedState, Settings
 from charrnn.storage.checkpoint import Checkpoint, DamagedCheckpointError, load
 from charrnn.storage.reading import (
     TextRecord,
@@ -337,15 +337,13 @@ def _to_name(names: Sequence[str]) -> tuple[str, ...]:
     return present if "TEXT" in present and len(names) <= MOST_NAMED else ("TEXT",)
 
 
-def _best(
-    folder: RunFolder, progress: Progress, *, goes_on: bool
-) -> tuple[Progress | None, list[str]]:
+def _best(folder: RunFolder, progress: Progress, *, goes_on: bool) -> tuple[Best | None, list[str]]:
     """Look at a run's best checkpoint; forget the best in ``progress`` if it is lost.
 
     It is forgotten only if the run goes on: the next validation then makes another.
 
     Returns:
-        The best checkpoint's progress, if its loss is below the best in ``progress``, and notes for
+        What the best checkpoint has, if its loss is below the best in ``progress``, and notes for
         the user.
     """
     path = folder.path / BEST
@@ -358,12 +356,13 @@ def _best(
             return None, []
         progress.best_nats = progress.best_step = None
         return None, [f"{BEST}: {flaw}: the best of the validations to come takes its place"]
-    is_comparable = best.validate_characters == progress.validate_characters
-    if not is_comparable or not best.is_better_than(progress):
+    nats, step = best.best_nats, best.best_step
+    if nats is None or step is None or best.validate_characters != progress.validate_characters:
         return None, []
-    return best, [
-        f"{BEST} has {best.best_nats:.4f} nats, of step {best.best_step:,}: it stays until a "
-        "validation is better"
+    if progress.best_nats is not None and nats >= progress.best_nats:
+        return None, []
+    return Best(nats, step), [
+        f"{BEST} has {nats:.4f} nats, of step {step:,}: it stays until a validation is better"
     ]
 
 

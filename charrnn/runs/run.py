@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -106,11 +105,6 @@ class Progress(Record):
         """Mean time of a completed validation; 0 before the first."""
         return (self.validation_seconds - self.vain_seconds) / max(1, self.validations)
 
-    def is_better_than(self, other: Progress) -> bool:
-        """Whether the best validation so far is better than another state's."""
-        least = math.inf if other.best_nats is None else other.best_nats
-        return self.best_nats is not None and self.best_nats < least
-
 
 class _Standing:
     """Whether a run goes on, judged by its numbers alone."""
@@ -169,6 +163,14 @@ class RunSummary(_Standing):
         return windows.steps_per_epoch
 
 
+class Best(NamedTuple):
+    """A run's best validation."""
+
+    nats: float
+    """Its loss, nats per character."""
+    step: int
+
+
 class Settings(NamedTuple):
     """What a checkpoint records of the settings that may change when a run is resumed."""
 
@@ -217,9 +219,9 @@ class Run(_Standing):
     resumed: bool = False
     saved: SavedState | None = None
     """None: nothing has been saved."""
-    better: Progress | None = None
-    """Progress in the best checkpoint on disk, if the run was resumed from before it and has not
-    come as far again."""
+    better: Best | None = None
+    """What the best checkpoint on disk has, if the run was resumed from before it, has not come as
+    far again, and has found none as good since."""
 
     @property
     def device(self) -> torch.device:
@@ -382,14 +384,14 @@ class Run(_Standing):
         if is_lower:
             progress.best_nats, progress.best_step = nats, progress.step
         progress.validations_since_best = 0 if is_lower else progress.validations_since_best + 1
-        if kept is not None and kept.is_better_than(progress):
-            assert kept.best_step is not None, "a best loss has a step"
-            if progress.step >= kept.best_step:
-                is_like = progress.step == kept.best_step
+        if kept is not None and kept.nats < nats:
+            if progress.step >= kept.step:
+                is_like = progress.step == kept.step
                 since = 0 if is_like else max(1, progress.validations_since_best)
                 progress.validations_since_best = since
                 self.adopt_better()
             return False
+        self.better = None
         if is_lower:
             self.save_best()
         return is_lower
@@ -402,10 +404,9 @@ class Run(_Standing):
 
     def _with_better(self) -> Progress:
         """Return the progress with the best that is on disk."""
-        kept, now = self.better, self.progress
-        if kept is None or not kept.is_better_than(now):
-            return now
-        return replace(now, best_nats=kept.best_nats, best_step=kept.best_step)
+        if self.better is None:
+            return self.progress
+        return replace(self.progress, best_nats=self.better.nats, best_step=self.better.step)
 
     def save_best(self) -> None:
         """Write the weights alone as the run's best checkpoint.
