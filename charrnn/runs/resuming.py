@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from glob import glob
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +15,7 @@ import torch
 from charrnn import __version__, recipe
 from charrnn.compute.device import choose_device, multiplies_bf16
 from charrnn.compute.machine import processor
-from charrnn.config import BUDGETS, PartName, TrainConfig
+from charrnn.config import BUDGETS, ModelConfig, PartName, TrainConfig
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.layout import BEST
 from charrnn.runs.assembling import (
@@ -90,7 +89,6 @@ def resume(
     assert checkpoint.path is not None, "it was loaded from there"
     path = checkpoint.path
     model, vocabulary = trained_model(checkpoint)
-    shape = model.config
     saved = Settings(
         config=checkpoint.record("training", TrainConfig),
         text=checkpoint.record("text", TextRecord),
@@ -98,13 +96,14 @@ def resume(
         device=checkpoint.require("device", str),
     )
     progress = checkpoint.record("progress", Progress)
-    has = {**shape.to_dict(), **saved.config.to_dict()}
-    has |= {"encoding": saved.text.encoding, "min_count": vocabulary.min_count}
-    has |= {f"{name}_share": _share(saved.text, name) for name in ("valid", "test")}
-    _refuse_others(fixed, has, _as_kept(fixed, saved))
+    _refuse_others(fixed, saved, model.config, vocabulary)
     folder.keep = saved.keep if keep is None else keep
     given = options_again({**changes, "keep": keep, "device": device and device.type})
-    way_on = partial(_way_on, folder.path, given, texts, valid_texts)
+
+    def way_on(texts: Sequence[str] = texts, valid_texts: Sequence[str] = valid_texts) -> str:
+        """Return the command that resumes the run, with what the user gives now or these texts."""
+        return resume_command(folder.path, *given, *validating_on(valid_texts), texts=texts)
+
     record = _moved(saved.text, texts, valid_texts, way_on)
     refuse_too_many_names(record)
     device = device or choose_device(saved.device)
@@ -120,9 +119,9 @@ def resume(
         lanes = lanes_of(train, vocabulary, config)
     except ValueError as error:
         raise CheckpointError(f"{shown(path)}: the field 'text' is not usable: {error}") from error
-    of_text = Vocabulary.from_counts(train.counts, record.encoding, vocabulary.min_count)
     # After --init-from it is the other model's; the first versions did not record that.
     is_own = saved.config.init_from is None and "init_from" in checkpoint.meta["training"]
+    of_text = Vocabulary.from_counts(train.counts, record.encoding, vocabulary.min_count)
     if is_own and vocabulary != of_text:
         raise CheckpointError(
             f"{shown(path)}: the field 'vocabulary' is not that of the run's text"
@@ -146,7 +145,7 @@ def resume(
     if not run.is_over:
         elsewhere = "continue on a machine with more, or with another --device"
         is_planned = config.minutes is None and not is_another
-        refuse_too_large(shape, config, device, elsewhere, is_planned=is_planned)
+        refuse_too_large(model.config, config, device, elsewhere, is_planned=is_planned)
     try:
         run.restore(checkpoint.tensors)
     except ValueError as error:
@@ -199,17 +198,16 @@ def _share(text: TextRecord, name: PartName) -> float:
 
 
 def _refuse_others(
-    fixed: Mapping[str, Any], has: Mapping[str, Any], kept: Mapping[str, Any]
+    fixed: Mapping[str, Any], saved: Settings, shape: ModelConfig, vocabulary: Vocabulary
 ) -> None:
     """Refuse given values that differ from those the run was started with.
 
     One that the rules choose by the plan is refused whatever it is: the plan might change it.
-
-    Args:
-        fixed: the values as given.
-        has: the run's.
-        kept: what a new run would make of the values given.
     """
+    has = {**shape.to_dict(), **saved.config.to_dict()}
+    has |= {"encoding": saved.text.encoding, "min_count": vocabulary.min_count}
+    has |= {f"{name}_share": _share(saved.text, name) for name in ("valid", "test")}
+    kept = _as_kept(fixed, saved)
     planned = [name for name in kept if name in BY_PLAN and has[BY_PLAN[name]]]
     by_rule = [name for name in ("validate_every",) if has[name] is None]
     # None and 0 both mean "none" where a number may be either.
@@ -253,14 +251,15 @@ def _moved(
         record: of the run's text.
         texts: new names, if it has moved.
         valid_texts: the same for the text to validate on.
-        way_on: ``_way_on``, with all that the user gives.
+        way_on: returns the command that resumes the run on these texts, those of the run or those
+            to validate on, with all else that the user gives.
     """
     if texts:
         record = replace(record, texts=absolute_names(texts))
     elif record.was_typed:
         raise UsageError(
             "this run read standard input, which cannot be read again: give the same text as a "
-            f"file: {way_on(names=('TEXT',))}"
+            f"file: {way_on(texts=('TEXT',))}"
         )
     if valid_texts:
         if not record.valid_texts:
@@ -286,7 +285,7 @@ def _read_again(
     try:
         corpus = scan(readable(record.texts, spooled) or embedded_corpus(), record.encoding)
     except CorpusError as error:
-        named = way_on(names=_to_name(record.texts))
+        named = way_on(texts=_to_name(record.texts))
         raise CorpusError(f"{error}; if the run's text has moved, name it: {named}") from error
     refuse_another_text(corpus, record.fingerprint, record.texts, known=record.files)
     valid_corpus = corpus
@@ -294,7 +293,7 @@ def _read_again(
         try:
             valid_corpus = scan(record.valid_texts, record.encoding)
         except CorpusError as error:
-            named = way_on(valid_names=_to_name(record.valid_texts))
+            named = way_on(valid_texts=_to_name(record.valid_texts))
             moved = f"if the text to validate on has moved, name it: {named}"
             raise CorpusError(f"{error}; {moved}") from error
         refuse_another_text(
@@ -302,29 +301,6 @@ def _read_again(
         )
     valid = valid_corpus.part(*record.valid) if record.valid else None
     return corpus.part(*record.train), valid
-
-
-def _way_on(
-    folder: Path,
-    options: Sequence[str],
-    texts: Sequence[str],
-    valid_texts: Sequence[str],
-    *,
-    names: Sequence[str] = (),
-    valid_names: Sequence[str] = (),
-) -> str:
-    """Return the command that resumes a run, with what the user gives now.
-
-    Args:
-        folder: the run's.
-        options: given.
-        texts: given.
-        valid_texts: given.
-        names: in their place, if any.
-        valid_names: in place of ``valid_texts``, if any.
-    """
-    validating = validating_on(valid_names or valid_texts)
-    return resume_command(folder, *options, *validating, texts=names or texts)
 
 
 def _to_name(names: Sequence[str]) -> tuple[str, ...]:
