@@ -80,19 +80,7 @@ def start(
     refuse_too_many_names(record)
     if valid is None:
         refuse_validations(choices.training)
-    notes = [*corpus.notes, *(valid.corpus.notes if valid and text.valid else ())]
-    notes += _line_ends(corpus)
-    if spooled is not None:
-        notes = [note.replace(str(spooled), "standard input") for note in notes]
-        notes.append("standard input cannot be read again: to resume, give the text as a file")
-    if valid and text.valid:
-        notes += _used_elsewhere(valid, record)
-    elif valid and valid.characters < FEW:
-        unit = "byte" if corpus.encoding == BYTES else "character"
-        notes.append(
-            f"only {counted(valid.characters, unit)} are held out, so which checkpoint is best is "
-            "mostly chance: hold out more, or none (--valid-share 0)"
-        )
+    notes = _about_text(corpus, valid, record, spooled)
     if pretrained is None:
         vocabulary = _new_vocabulary(train.counts, corpus.encoding, text.min_count)
     else:
@@ -105,12 +93,7 @@ def start(
         notes += _unknown(valid.predicted.counts, vocabulary, trained)
     shape, config, said = _choose(choices, vocabulary, train, device)
     smaller = "--hidden, --embedding, --layers, " if pretrained is None else ""  # else settled
-    masks = choices.training.get("dropout_masks")
-    # A plan may still choose some: of minutes, and never for a plain RNN.
-    is_settled = not config.dropout_by_plan or shape.cell == "rnn" or config.minutes is None
-    if masks and not shape.dropout and is_settled:
-        notes.append("--dropout-masks has no effect: there is no dropout")
-    more = ", --bptt or --dropout-masks" if masks else " or --bptt"
+    more = ", --bptt or --dropout-masks" if choices.training.get("dropout_masks") else " or --bptt"
     instead = f"give a smaller {smaller}--batch-size{more}"
     refuse_too_large(shape, config, device, instead, is_planned=config.minutes is None)
     folder.keep = keep
@@ -205,6 +188,33 @@ def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> 
     )
 
 
+def _about_text(
+    corpus: Corpus, valid: Part | None, record: TextRecord, spooled: Path | None
+) -> list[str]:
+    """Say what is special about a text, and about what of it, or beside it, is held out.
+
+    Args:
+        corpus: the text.
+        valid: the validation part, of this text or of another.
+        record: of the text.
+        spooled: where standard input was stored, if that was read.
+    """
+    notes = [*corpus.notes, *(valid.corpus.notes if valid and record.valid_texts else ())]
+    notes += _line_ends(corpus)
+    if spooled is not None:
+        notes = [note.replace(str(spooled), "standard input") for note in notes]
+        notes.append("standard input cannot be read again: to resume, give the text as a file")
+    if valid and record.valid_texts:
+        notes += _used_elsewhere(valid, record)
+    elif valid and valid.characters < FEW:
+        unit = "byte" if corpus.encoding == BYTES else "character"
+        notes.append(
+            f"only {counted(valid.characters, unit)} are held out, so which checkpoint is best is "
+            "mostly chance: hold out more, or none (--valid-share 0)"
+        )
+    return notes
+
+
 def _line_ends(corpus: Corpus) -> list[str]:
     """Say how a text's lines end, unless all end in LF, and how to convert them."""
     returns, feeds = (corpus.counts.get(ord(end), 0) for end in "\r\n")
@@ -274,7 +284,7 @@ def _unknown(valid_counts: Mapping[int, int], vocabulary: Vocabulary, trained: f
 def _choose(
     choices: recipe.Choices, vocabulary: Vocabulary, train: Part, device: torch.device
 ) -> tuple[ModelConfig, TrainConfig, list[str]]:
-    """Return a new run's numbers, fitted to text and device, and notes on what that takes away."""
+    """Return a new run's numbers, fitted to text and device, and notes on what falls short."""
     shape, config = recipe.choose(
         choices,
         vocabulary=vocabulary.size,
@@ -291,7 +301,13 @@ def _choose(
         train.characters, config.batch_size, config.bptt, config.loss_last
     )
     config = replace(config, batch_size=lanes, bptt=window, loss_last=loss_last)
-    notes = [said] if said else []
+    notes = []
+    # A plan may still choose some: of minutes, and never for a plain RNN.
+    is_settled = not config.dropout_by_plan or shape.cell == "rnn" or config.minutes is None
+    if choices.training.get("dropout_masks") and not shape.dropout and is_settled:
+        notes.append("--dropout-masks has no effect: there is no dropout")
+    if said:
+        notes.append(said)
     if choices.training.get("precision") is None:
         notes += _no_bf16(device)
     return shape, config, notes
