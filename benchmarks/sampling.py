@@ -32,6 +32,7 @@ from rich.table import Table
 from torch import nn
 
 from benchmarks.common import TORCH_NN, UNREAD, in_turns, results_file, write_results
+from charrnn.command_words import command_line
 from charrnn.compute.machine import machine
 from charrnn.compute.steps import steps
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, SampleConfig, WeightsName
@@ -50,7 +51,6 @@ from charrnn.storage.trained import load_model
 from charrnn.text.corpus import Part
 from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary
-from charrnn.wording import command_line
 
 #: Characters of a text to score, one at a time, with each kind of weights.
 LOSS_CHARACTERS = 20_000

@@ -12,8 +12,9 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from types import UnionType
 from typing import Any, Literal, NamedTuple, Self, Union, get_args, get_origin, get_type_hints
 
+from charrnn.command_words import flag
 from charrnn.errors import UsageError
-from charrnn.wording import flag, joined
+from charrnn.wording import joined
 
 CellName = Literal["rnn", "lstm", "gru"]
 WeightsName = Literal["fp32", "bf16", "int8"]

@@ -21,6 +21,7 @@ import torch
 
 from charrnn import recipe
 from charrnn.chance import student
+from charrnn.command_words import flag
 from charrnn.commands.stopping import Stopped
 from charrnn.compute.machine import machine, processor
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, PrecisionName
@@ -40,7 +41,6 @@ from charrnn.storage.metrics import read_metrics
 from charrnn.storage.reading import TextRecord
 from charrnn.storage.runfolder import RunFolder
 from charrnn.storage.trained import load_model
-from charrnn.wording import flag
 from tests.conftest import Cli, documented_fields, make_prose, needs_raw_names, run_cli
 from tests.small import make_result
 

@@ -182,7 +182,9 @@ def test_nobody_is_sent_to_the_package_of_somebody_else(page: Path) -> None:
             assert "charrnn" not in shlex.split(found[1].replace("'", "")), line
 
 
-@pytest.mark.parametrize("name", ["text.vocabulary", "views.score_words", "wording"])
+@pytest.mark.parametrize(
+    "name", ["command_words", "text.vocabulary", "views.score_words", "wording"]
+)
 def test_examples_in_docstrings(name: str) -> None:
     result = doctest.testmod(importlib.import_module(f"charrnn.{name}"))
     assert result.attempted > 0

@@ -18,6 +18,7 @@ import typer
 
 from charrnn import __version__
 from charrnn.cli import app
+from charrnn.command_words import command_line
 from charrnn.errors import CheckpointError
 from charrnn.layout import BEST, LAST, PLAN
 from charrnn.runs.comparison_plan import Plan
@@ -25,7 +26,6 @@ from charrnn.runs.status import read_status
 from charrnn.storage.checkpoint import load, save
 from charrnn.views.run_words import status_lines
 from charrnn.views.terminal import print_words, to_json
-from charrnn.wording import command_line
 from tests.conftest import Cli, Result, documented_fields
 from tests.reliability.test_refusals import ODD, changed, leaves
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from charrnn import recipe
+from charrnn.command_words import comparison_command
 from charrnn.commands import options
 from charrnn.commands.reporting import (
     check_report,
@@ -23,7 +24,7 @@ from charrnn.config import BUDGETS, DeviceName, MatchName
 from charrnn.errors import CorpusError, UsageError
 from charrnn.layout import PLAN
 from charrnn.text.files import absolute_names
-from charrnn.wording import comparison_command, counted, duration
+from charrnn.wording import counted, duration
 
 if TYPE_CHECKING:
     import torch

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from charrnn import recipe
+from charrnn.command_words import flag
 from charrnn.commands import options
 from charrnn.commands.reporting import (
     check_report,
@@ -20,7 +21,7 @@ from charrnn.commands.stdio import say, say_where, spooled
 from charrnn.commands.stopping import StopSignals, import_numpy
 from charrnn.config import MEASUREMENTS, InspectConfig, TextSource
 from charrnn.errors import UsageError
-from charrnn.wording import flag, joined
+from charrnn.wording import joined
 
 #: title -> flags: how the help groups the options.
 GROUPS = {

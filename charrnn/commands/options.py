@@ -12,11 +12,11 @@ import typer
 from typer.core import TyperCommand
 
 from charrnn import recipe
+from charrnn.command_words import command_line
 from charrnn.config import DeviceName, OptimiserName, PartName, PrecisionName
 from charrnn.errors import UsageError
 from charrnn.layout import LOG, PLAN, RUNS
 from charrnn.text.files import name_of
-from charrnn.wording import command_line
 
 
 def typed(word: str) -> str:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from charrnn import recipe
+from charrnn.command_words import command_line
 from charrnn.commands import options
 from charrnn.commands.reporting import refuse_output_in_text
 from charrnn.commands.stdio import print_path, say, spooled, waits_unread
 from charrnn.commands.stopping import StopSignals, import_numpy
 from charrnn.config import BUDGETS, CellName, ModelConfig, TextChoices, TrainConfig
 from charrnn.errors import RunFolderError, UsageError
-from charrnn.wording import command_line, duration, shown
+from charrnn.wording import duration, shown
 
 if TYPE_CHECKING:
     from charrnn.runs.run import Run

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from charrnn import recipe
+from charrnn.command_words import flag
 from charrnn.compute.products import why_none
 from charrnn.compute.recurrence import Loops, loops
 from charrnn.config import CELL_GATES, ModelConfig, TrainConfig
@@ -28,7 +29,6 @@ from charrnn.storage.runfolder import RunFolder
 from charrnn.text.corpus import Part
 from charrnn.text.stream import Lanes
 from charrnn.text.vocabulary import Vocabulary
-from charrnn.wording import flag
 
 
 def lanes_of(train: Part, vocabulary: Vocabulary, config: TrainConfig) -> Lanes:

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from charrnn import recipe
+from charrnn.command_words import comparison_command
 from charrnn.compute.device import multiplies_bf16, recurs_in_bf16
 from charrnn.compute.machine import processor, worker
 from charrnn.config import ModelConfig
@@ -50,7 +51,7 @@ from charrnn.text.corpus import Part
 from charrnn.text.files import embedded_corpus
 from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary
-from charrnn.wording import comparison_command, joined, shown
+from charrnn.wording import joined, shown
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from charrnn.command_words import comparison_command, resume_command
 from charrnn.config import Record
 from charrnn.disk import followed
 from charrnn.errors import RunFolderError, UsageError
@@ -19,7 +20,7 @@ from charrnn.layout import PLAN, RESULT
 from charrnn.runs.comparison import RunResult
 from charrnn.runs.comparison_plan import Plan
 from charrnn.text.files import absolute_names
-from charrnn.wording import comparison_command, reason, resume_command, shown
+from charrnn.wording import reason, shown
 
 R = TypeVar("R", bound=Record)
 

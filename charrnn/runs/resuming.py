@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from charrnn import __version__, recipe
+from charrnn.command_words import flag, options_again, resume_command, validating_on
 from charrnn.compute.device import choose_device, multiplies_bf16
 from charrnn.compute.machine import processor
 from charrnn.config import BUDGETS, ModelConfig, PartName, TrainConfig
@@ -42,7 +43,7 @@ from charrnn.text.files import absolute_names, embedded_corpus
 from charrnn.text.scanning import scan
 from charrnn.text.stream import Lanes
 from charrnn.text.vocabulary import Vocabulary
-from charrnn.wording import flag, joined, options_again, resume_command, shown, validating_on
+from charrnn.wording import joined, shown
 
 #: The most texts that a message names.
 MOST_NAMED = 20

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from charrnn.command_words import command_line, options_again, resume_command, validating_on
 from charrnn.compute.machine import processor
 from charrnn.config import BUDGETS, ModelConfig, Record, TrainConfig
 from charrnn.errors import NonFiniteError, TakenFolderError
@@ -27,7 +28,7 @@ from charrnn.storage.trained import prefixed
 from charrnn.text.corpus import Part
 from charrnn.text.stream import Lanes, Windows
 from charrnn.text.vocabulary import Vocabulary
-from charrnn.wording import command_line, options_again, resume_command, shown, validating_on
+from charrnn.wording import shown
 
 
 @dataclass

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from charrnn.command_words import resume_command
 from charrnn.config import TrainConfig
 from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.network.model import CharModel
@@ -22,7 +23,7 @@ from charrnn.storage.reading import TextRecord
 from charrnn.storage.runfolder import checkpoints_in
 from charrnn.storage.trained import load_model
 from charrnn.text.vocabulary import Vocabulary
-from charrnn.wording import resume_command, shown
+from charrnn.wording import shown
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,13 @@ import torch
 from torch import Tensor
 
 from charrnn import __version__
+from charrnn.command_words import comparison_command
 from charrnn.config import Record
 from charrnn.disk import exists, replacing
 from charrnn.errors import CheckpointError, UsageError
 from charrnn.layout import BESIDE, BEST, LAST, PLAN, RUNS
 from charrnn.text.not_text import COMPRESSED, ZIP
-from charrnn.wording import comparison_command, reason, shown
+from charrnn.wording import reason, shown
 
 #: The format number that this version writes, and the only one it reads.
 FORMAT = 1

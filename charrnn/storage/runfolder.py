@@ -26,6 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from charrnn.command_words import resume_command
 from charrnn.disk import exists, followed, refusals, replacing, sync_folder, unfinished, write_json
 from charrnn.errors import CheckpointError, RunFolderError, TakenFolderError
 from charrnn.layout import BEST, LAST, LOCK, LOG, RESULT, generation, step_of_generation
@@ -39,7 +40,7 @@ from charrnn.storage.checkpoint import (
 )
 from charrnn.storage.lock import PATIENCE, Lock, alive, take_lock
 from charrnn.storage.metrics import Log
-from charrnn.wording import resume_command, shown
+from charrnn.wording import shown
 
 
 class RunFolder:

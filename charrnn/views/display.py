@@ -24,6 +24,7 @@ from rich.segment import SegmentLines
 from rich.table import Table
 from rich.text import Text
 
+from charrnn.command_words import flag
 from charrnn.compute.device import in_words
 from charrnn.errors import CorpusError
 from charrnn.inference.baselines import MOST_COMPRESSED
@@ -55,7 +56,7 @@ from charrnn.views.run_words import (
     why_ended,
 )
 from charrnn.views.terminal import Output, in_rows, print_words, say_on, to_json
-from charrnn.wording import counted, cut_word, duration, flag, shown
+from charrnn.wording import counted, cut_word, duration, shown
 
 #: Rows of a sample that the live display shows.
 SAMPLE_ROWS = 7

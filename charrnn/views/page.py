@@ -17,10 +17,11 @@ from importlib.metadata import version
 import torch
 
 from charrnn import __version__
+from charrnn.command_words import command_line
 from charrnn.compute.device import is_here
 from charrnn.compute.machine import machine, processor, worker
 from charrnn.views.figures import DARK, LIGHT, SANS
-from charrnn.wording import command_line, joined, printable
+from charrnn.wording import joined, printable
 
 #: Words in a table longer than this may be wrapped, in letters.
 LONG = 16

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from charrnn.command_words import command_line, resume_command
 from charrnn.compute.device import kind_in_words
 from charrnn.layout import LAST
 from charrnn.nats import in_bits
 from charrnn.runs.run import RunSummary
 from charrnn.runs.status import RunStatus
 from charrnn.text.files import EMBEDDED
-from charrnn.wording import command_line, counted, duration, resume_command, shown
+from charrnn.wording import counted, duration, shown
 
 #: Width of the labels in an introduction, in columns.
 LABEL = 8

@@ -17,6 +17,7 @@ from rich.segment import Segment, Segments
 from rich.style import Style
 from rich.text import Text
 
+from charrnn.command_words import command_line
 from charrnn.disk import becoming, followed, refusals
 from charrnn.errors import RunFolderError
 from charrnn.inference.assessment import Assessment
@@ -27,7 +28,7 @@ from charrnn.text.decoding import BYTES
 from charrnn.views import score_words
 from charrnn.views.surprise import PricedText, surprise, surprise_mark, surprise_ranges
 from charrnn.views.terminal import Output, fitted, print_words
-from charrnn.wording import command_line, printable, shown
+from charrnn.wording import printable, shown
 
 #: How each level of ``surprise`` looks.
 STYLES = ("dim", "", "magenta", "bold red", "bold white on red")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from charrnn import recipe
 from charrnn.chance import Difference
+from charrnn.command_words import comparison_command, flag
 from charrnn.inference.assessment import After, Assessment
 from charrnn.inference.baselines import Baseline
 from charrnn.inference.evaluation import PositionScores, Scores
@@ -24,7 +25,7 @@ from charrnn.runs.comparison import Comparison
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.matching import TOLERANCE
 from charrnn.text.vocabulary import MANY_UNKNOWN
-from charrnn.wording import comparison_command, counted, flag, joined, shown, significant
+from charrnn.wording import counted, joined, shown, significant
 
 COLUMNS = (
     "checkpoint", "cell", "parameters", "characters", "unknown",
