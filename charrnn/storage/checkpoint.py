@@ -198,7 +198,7 @@ def write(file: BinaryIO, checkpoint: Checkpoint) -> None:
     """
     head, tensors = _encode(checkpoint)
     for rest in (memoryview(head), *map(_memory, tensors)):
-        while rest:
+        while rest:  # past the file's buffer, from which tensors gain nothing
             rest = rest[os.write(file.fileno(), rest) :]
 
 
