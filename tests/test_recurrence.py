@@ -454,6 +454,19 @@ def test_the_linker_s_reason_is_told(tmp_path: Path) -> None:
     command = script(tmp_path / "cc", f"printf '{says[0]}\\n{says[1]}\\n' >&2\nexit 1")
     said = f"{command[0]} does not compile it: {says[0]}"
     assert compile_library(recurrence.Loops, command) == said
+    missing = "collect2: fatal error: cannot find 'ld'"
+    command = script(tmp_path / "cc", f'echo "{missing}" >&2\nexit 1')
+    said = f"{command[0]} does not compile it: {missing}"
+    assert compile_library(recurrence.Loops, command) == said
+
+
+@needs_compiler
+@pytest.mark.usefixtures("temporary")
+def test_without_a_path_the_linker_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service may start a command with an empty environment."""
+    command = compiler.find_compiler()
+    monkeypatch.delenv("PATH")
+    assert isinstance(compile_library(recurrence.Loops, command), recurrence.Loops)
 
 
 @pytest.mark.usefixtures("temporary")

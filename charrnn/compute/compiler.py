@@ -213,7 +213,12 @@ def _complaint(command: list[str], folder: Path) -> str | None:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            env={**os.environ, "TMPDIR": str(folder), "LC_ALL": "C"},
+            env={
+                "PATH": os.defpath,  # where there is none: gcc looks for its linker along it
+                **os.environ,
+                "TMPDIR": str(folder),
+                "LC_ALL": "C",
+            },
             start_new_session=True,
         ) as child,
     ):
@@ -227,8 +232,8 @@ def _complaint(command: list[str], folder: Path) -> str | None:
             child.wait()  # after a Ctrl-C Popen itself would not
             raise
     lines = said.read_text("utf-8", errors="replace").splitlines()
-    # collect2 says only that the linker failed, which has said why.
-    lines = [line for line in lines if not line.startswith("collect2:")]
+    # This says only that the linker failed, which has said why.
+    lines = [line for line in lines if not line.startswith("collect2: error: ld returned")]
     telling = ("error:", "Error:", "cannot", "ld: ")
     return next((line for line in lines if any(word in line for word in telling)), "")
 
