@@ -818,7 +818,8 @@ class TestSurpriseText:
         costs = Prices(1, np.array([3.0, 2.0, 3.0, 9.0, 2.0, 0.5, 3.0]), 0)
         SurpriseText(part)(costs)
         out = capsys.readouterr().out
-        assert Text.from_ansi(out).plain == "a \u00a0→\t b ↵\n"
+        assert out.endswith("\n"), "which from_ansi leaves out before Rich 15"
+        assert Text.from_ansi(out).plain.removesuffix("\n") == "a \u00a0→\t b ↵"
         assert self.spans(out) == [
             (" ", "bold reverse color(1)"),
             ("\u00a0", "reverse color(5)"),
