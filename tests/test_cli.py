@@ -695,6 +695,15 @@ class TestPipes:
         )
         assert (done.returncode, done.stderr) == (0, b"")
 
+    def test_talk_that_goes_nowhere_is_no_matter(self, prose: Path, tmp_path: Path) -> None:
+        """``2<`` in place of ``2>`` opens for reading only; ``2>&-`` closes."""
+        for number, nowhere in enumerate(("2</dev/null", "2>&-")):
+            arguments = shlex.join(command("train", prose, "--run", tmp_path / f"{number}", *QUICK))
+            done = subprocess.run(
+                f"{arguments} {nowhere}", shell=True, stdout=subprocess.PIPE, env=ENVIRONMENT
+            )
+            assert (done.returncode, done.stdout.decode()) == (0, f"{tmp_path / str(number)}\n")
+
     @needs_full
     def test_output_that_cannot_be_written_is_one_line(self, trained: Path) -> None:
         said = "charrnn: cannot write the output: No space left on device\n"

@@ -5,6 +5,7 @@ Rich, which wraps lines for a terminal, is imported only where it is needed.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
 import os
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 class _Lossy(io.FileIO):
     def write(self, data: Any) -> int:
-        """Write everything; drop what a full disk does not take.
+        """Write everything; drop what a full disk, or a file open for reading only, does not take.
 
         The system may write only a part, and the caller does not check how much.
         """
@@ -42,15 +43,16 @@ class _Lossy(io.FileIO):
             while rest and (taken := super().write(rest)):
                 rest = rest[taken:]
         except OSError as error:
-            if error.errno not in FULL:
+            if error.errno not in (*FULL, errno.EBADF):
                 raise
         return len(whole)
 
 
 def lossy(stream: TextIO) -> TextIO:
-    """Return a stream that writes to the same file, and drops what a full disk does not take.
+    """Return a stream that writes to the same file, and drops what that does not take.
 
-    A training must not end because its progress cannot be written.
+    A training must not end because its progress cannot be written. A pipe whose reader has left
+    still raises BrokenPipeError.
     """
     # No buffer: it would keep what a closed pipe refuses, and be refused again at the exit.
     raw: Any = _Lossy(stream.fileno(), "w", closefd=False)
