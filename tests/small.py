@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -24,12 +25,16 @@ needs_bf16 = pytest.mark.skipif(
 )
 
 
-def vocabulary() -> Vocabulary:
-    return Vocabulary.from_counts(dict.fromkeys(map(ord, ALPHABET), 1), "utf-8", 1)
+def vocabulary_of(text: str, min_count: int | None = 1) -> Vocabulary:
+    """Return the vocabulary of a text, by default with every character in it."""
+    return Vocabulary.from_counts(Counter(map(ord, text)), "utf-8", min_count)
+
+
+VOCABULARY = vocabulary_of(ALPHABET)
 
 
 def stretch_of(text: str) -> Stretch:
-    return Stretch(text, vocabulary().encode(text).astype(np.int64))
+    return Stretch(text, VOCABULARY.encode(text).astype(np.int64))
 
 
 def make_stretch(length: int, alphabet: str = ALPHABET, seed: int = 5) -> Stretch:
@@ -56,6 +61,11 @@ def make_model(
         for weight in model.parameters():
             weight.mul_(1.5).add_(torch.randn_like(weight) / 4)
     return model
+
+
+def make_dropping_model(cell: CellName = "lstm", *, vocabulary: int) -> CharModel:
+    """Return a model in training mode, so that dropout acts unless scoring turns it off."""
+    return make_model(cell, hidden=6, vocabulary=vocabulary).train()
 
 
 def zero_(model: CharModel) -> CharModel:

@@ -15,7 +15,7 @@ from charrnn.analysis.unrolled import GATES, LANES, observe
 from charrnn.config import CellName
 from charrnn.errors import UsageError
 from charrnn.network.model import CharModel
-from tests.small import make_model, make_stretch, stretch_of, vocabulary, zero_
+from tests.small import VOCABULARY, make_model, make_stretch, stretch_of, zero_
 
 
 class TestGates:
@@ -25,7 +25,7 @@ class TestGates:
         model = zero_(make_model(cell))
         names = GATES[type(model.layers()[0])]
         blocks = {"input": 0, "forget": 1, "output": 3, "reset": 0, "update": 1}
-        symbol = {c: int(vocabulary().encode(c)[0]) for c in "ab"}
+        symbol = {c: int(VOCABULARY.encode(c)[0]) for c in "ab"}
         with torch.no_grad():
             model.embedding.weight.zero_()
             model.embedding.weight[symbol["a"], 0] = 1.0
@@ -142,7 +142,7 @@ def plant_bracket_unit_(model: CharModel, unit: int) -> None:
     """
     cell = model.layers()[0]
     i, f, g, o = (unit + block * cell.hidden for block in range(4))
-    opening, closing = (int(vocabulary().encode(c)[0]) for c in "()")
+    opening, closing = (int(VOCABULARY.encode(c)[0]) for c in "()")
     with torch.no_grad():
         model.embedding.weight[:, :2] = 0
         model.embedding.weight[opening, 0] = 1.0

@@ -25,6 +25,7 @@ from charrnn.inference.baselines import (
 )
 from charrnn.text.vocabulary import Vocabulary
 from tests.conftest import UNICODE, make_part, make_prose
+from tests.small import vocabulary_of
 
 
 def make_ids(length: int, size: int, seed: int = 1) -> np.ndarray:
@@ -83,12 +84,12 @@ class NaiveKneserNey:
 class TestGuesses:
     def test_uniform_is_the_logarithm_of_the_symbols(self) -> None:
         assert uniform_nats({97: 3}, Vocabulary.of_bytes()) == pytest.approx(8 * math.log(2))
-        words = Vocabulary.from_counts({97: 1, 98: 1}, "utf-8", 1)
+        words = vocabulary_of("ab")
         assert uniform_nats({}, words) == pytest.approx(math.log(3))
         assert uniform_nats({97: 3, 98: 1}, words) == pytest.approx(math.log(3))
 
     def test_uniform_spells_unknown_characters_out(self) -> None:
-        words = Vocabulary.from_counts({97: 1, 98: 1}, "utf-8", 1)
+        words = vocabulary_of("ab")
         nats = math.log(3) + 0.25 * words.unknown_nats
         assert uniform_nats({97: 3, 120: 1}, words) == pytest.approx(nats)
 
@@ -97,7 +98,7 @@ class TestGuesses:
         [("abba", "3 symbols"), ("abxa", "3 symbols, and unknown characters spelled out")],
     )
     def test_uniform_says_what_it_counts(self, tmp_path: Path, text: str, said: str) -> None:
-        words = Vocabulary.from_counts({97: 1, 98: 1}, "utf-8", 1)
+        words = vocabulary_of("ab")
         uniform, *_ = baselines(make_part(tmp_path, text), words, None)
         assert (uniform.name, uniform.about) == ("uniform", said)
 

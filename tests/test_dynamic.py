@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -16,15 +16,13 @@ from charrnn.inference.evaluation import prices, total
 from charrnn.network.model import CharModel
 from charrnn.storage.trained import load_model
 from charrnn.text.vocabulary import UNKNOWN, Vocabulary
-from tests import small
 from tests.conftest import make_part, make_prose
+from tests.small import make_dropping_model, vocabulary_of
 
 KNOWN = "abcdefgh \n"
+VOCABULARY = vocabulary_of(KNOWN)
 
-
-def make_model(cell: CellName) -> CharModel:
-    """Return a model in training mode, so that dropout acts unless scoring turns it off."""
-    return small.make_model(cell, hidden=6, vocabulary=len(KNOWN) + 1).train()
+make_model = partial(make_dropping_model, vocabulary=VOCABULARY.size)
 
 
 def naive_dynamic(
@@ -75,18 +73,17 @@ def naive_dynamic(
 @pytest.mark.parametrize(("window", "decay"), [(7, 0.0), (5, 0.3), (100, 0.1)])
 def test_equals_the_naive_loop(tmp_path: Path, cell: CellName, window: int, decay: float) -> None:
     text = "".join(random.Random(1).choices(KNOWN + "☃", k=38))
-    words = Vocabulary.from_counts(Counter(map(ord, KNOWN)), "utf-8", 1)
     part = make_part(tmp_path, text)
     stretches = list(
-        dynamic_prices(make_model(cell), part, words, window=window, rate=0.05, decay=decay)
+        dynamic_prices(make_model(cell), part, VOCABULARY, window=window, rate=0.05, decay=decay)
     )
-    ids = words.encode(text).tolist()
+    ids = VOCABULARY.encode(text).tolist()
     expected = naive_dynamic(make_model(cell), ids, window, 0.05, decay, EPSILON)
     spelt = [symbol == UNKNOWN for symbol in ids[1:]]
     assert any(spelt)
     found = np.concatenate([stretch.nats_T for stretch in stretches])
     assert found == pytest.approx(
-        np.array(expected) + np.array(spelt) * words.unknown_nats, rel=1e-9
+        np.array(expected) + np.array(spelt) * VOCABULARY.unknown_nats, rel=1e-9
     )
     assert [stretch.position for stretch in stretches] == list(range(1, 38, window))
     assert sum(stretch.unknown for stretch in stretches) == sum(spelt)
@@ -119,9 +116,10 @@ def test_nothing_is_learned_where_nothing_follows(
 ) -> None:
     step = mock.Mock(wraps=torch.autograd.grad)
     monkeypatch.setattr(torch.autograd, "grad", step)
-    words = Vocabulary.from_counts(Counter(map(ord, KNOWN)), "utf-8", 1)
     part = make_part(tmp_path, "abcdefgh" * 4)
-    learned = [step.call_count for _ in dynamic_prices(make_model("gru"), part, words, window=10)]
+    learned = [
+        step.call_count for _ in dynamic_prices(make_model("gru"), part, VOCABULARY, window=10)
+    ]
     assert learned == [0, 1, 2, 3]
     assert step.call_count == 3
 
@@ -129,12 +127,11 @@ def test_nothing_is_learned_where_nothing_follows(
 @pytest.mark.parametrize("training", [True, False])
 def test_the_model_stays_as_it_is(tmp_path: Path, training: bool) -> None:
     part = make_part(tmp_path, "abcdefgh" * 9)
-    words = Vocabulary.from_counts(Counter(map(ord, KNOWN)), "utf-8", 1)
     model = make_model("lstm").train(training)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random_state = torch.get_rng_state()
     with torch.no_grad():  # whatever the caller's mode
-        for _ in dynamic_prices(model, part, words):
+        for _ in dynamic_prices(model, part, VOCABULARY):
             assert not torch.is_grad_enabled(), "the caller's mode is kept"
     assert model.training is training
     assert torch.equal(torch.get_rng_state(), random_state)

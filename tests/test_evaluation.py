@@ -3,8 +3,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,19 +32,13 @@ from charrnn.storage.trained import load_model
 from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import UNKNOWN, Vocabulary
 from charrnn.views.score_words import assessments_say
-from tests import small
 from tests.conftest import UNICODE, make_framed_part, make_prose, make_text
+from tests.small import make_dropping_model, vocabulary_of
 
 KNOWN = "abcdefgh \n紅樓夢é"
+VOCABULARY = vocabulary_of(KNOWN)
 
-
-def vocabulary() -> Vocabulary:
-    return Vocabulary.from_counts(Counter(map(ord, KNOWN)), "utf-8", 1)
-
-
-def make_model(cell: CellName = "lstm", size: int = len(KNOWN) + 1) -> CharModel:
-    """Return a model in training mode, so that dropout acts unless scoring turns it off."""
-    return small.make_model(cell, hidden=6, vocabulary=size).train()
+make_model = partial(make_dropping_model, vocabulary=VOCABULARY.size)
 
 
 def naive_nats(model: CharModel, text: str, vocabulary: Vocabulary) -> list[float]:
@@ -69,8 +63,8 @@ def naive_nats(model: CharModel, text: str, vocabulary: Vocabulary) -> list[floa
 class TestScore:
     def test_equals_the_definition(self, tmp_path: Path, cell: CellName) -> None:
         text = make_text(331)
-        scores = score(make_model(cell), make_framed_part(tmp_path, text), vocabulary(), window=17)
-        prices = naive_nats(make_model(cell), text, vocabulary())
+        scores = score(make_model(cell), make_framed_part(tmp_path, text), VOCABULARY, window=17)
+        prices = naive_nats(make_model(cell), text, VOCABULARY)
         assert scores.characters == len(prices) == 330
         assert scores.nats == pytest.approx(sum(prices), rel=1e-12)
         assert scores.nats_per_char == pytest.approx(sum(prices) / 330, rel=1e-12)
@@ -95,7 +89,7 @@ class TestScore:
         pair = scan([str(path)], "big5hkscs")
         assert pair.characters == 2
         part = pair.part(0, 2)
-        scores = score(make_model("rnn"), part, vocabulary())
+        scores = score(make_model("rnn"), part, VOCABULARY)
         assert (scores.characters, scores.bytes, scores.bits_per_byte) == (1, 0, math.inf)
         baseline = Baseline("one", 1.0, "")
         assert baseline.bits_per_byte(scores) == math.inf
@@ -117,10 +111,10 @@ class TestScore:
         with torch.no_grad():
             model.head.weight.zero_()
             model.head.bias.copy_(torch.arange(len(KNOWN) + 1).double().sqrt())
-        expected = sum(naive_nats(model, text, vocabulary()))
+        expected = sum(naive_nats(model, text, VOCABULARY))
         for lanes in range(1, length + 3):
             for window in (1, 3, 100):
-                scores = score(model, part, vocabulary(), lanes=lanes, window=window)
+                scores = score(model, part, VOCABULARY, lanes=lanes, window=window)
                 assert scores.nats == pytest.approx(expected, rel=1e-12)
                 assert scores.characters == length - 1
                 assert scores.unknown == sum(c not in KNOWN for c in text[1:])
@@ -136,24 +130,24 @@ class TestScore:
         with torch.no_grad():
             model.head.weight.zero_()  # p does not depend on the past, nor on the lanes
             model.head.bias.copy_(torch.arange(len(KNOWN) + 1).double().sqrt())
-        nats = naive_nats(model, text, vocabulary())
+        nats = naive_nats(model, text, VOCABULARY)
         assert len(nats) == 101
         blocks = [sum(nats[start:stop]) for start, stop in ((0, 34), (34, 68), (68, 101))]
-        scores = score(model, part, vocabulary(), lanes=lanes, window=7)
+        scores = score(model, part, VOCABULARY, lanes=lanes, window=7)
         assert scores.nats_N == pytest.approx(blocks, rel=1e-12)
         assert scores.unknown > 0
-        one_by_one = total(prices(model.eval(), part, vocabulary(), window=7), part)
+        one_by_one = total(prices(model.eval(), part, VOCABULARY, window=7), part)
         assert one_by_one.nats_N == pytest.approx(blocks, rel=1e-12)
         monkeypatch.setattr(evaluation, "SHORTEST_BLOCK", 60)
-        alone = score(model, part, vocabulary(), lanes=lanes)
+        alone = score(model, part, VOCABULARY, lanes=lanes)
         assert alone.nats_N == pytest.approx([sum(nats)], rel=1e-12)
 
     @pytest.mark.parametrize("window", [1, 16, 1000])
     def test_two_short_lanes_are_exact(self, tmp_path: Path, window: int) -> None:
         # The second lane's warm-up reaches back to the text's first character.
         part = make_framed_part(tmp_path, make_text(401))
-        exact = score(make_model(), part, vocabulary(), lanes=1)
-        scores = score(make_model(), part, vocabulary(), lanes=2, window=window)
+        exact = score(make_model(), part, VOCABULARY, lanes=1)
+        scores = score(make_model(), part, VOCABULARY, lanes=2, window=window)
         assert scores.nats == pytest.approx(exact.nats, rel=1e-9)
 
     def test_lanes_are_no_more_than_the_device_has_use_for(
@@ -162,8 +156,8 @@ class TestScore:
         monkeypatch.setattr(evaluation, "SHORTEST_LANE", 20)
         monkeypatch.setitem(evaluation.MOST_LANES, "cpu", 3)
         model, part = make_model(), make_framed_part(tmp_path, make_text(401))
-        found = score(model, part, vocabulary())
-        assert found.nats == score(model, part, vocabulary(), lanes=3).nats
+        found = score(model, part, VOCABULARY)
+        assert found.nats == score(model, part, VOCABULARY, lanes=3).nats
 
     @pytest.mark.parametrize("lanes", [2, 7, 16])
     def test_lanes_of_a_trained_model_are_within_a_thousandth_of_a_nat(
@@ -184,7 +178,7 @@ class TestScore:
             model.head.weight.zero_()
             model.head.bias.zero_()
             model.head.bias[UNKNOWN] = math.log(len(KNOWN))  # as likely as all the others together
-        scores = score(model, make_framed_part(tmp_path, "a☃☃b"), vocabulary())
+        scores = score(model, make_framed_part(tmp_path, "a☃☃b"), VOCABULARY)
         spelling = math.log(1_114_112 - 2_048 - len(KNOWN))
         symbol, known = math.log(2), math.log(2 * len(KNOWN))
         assert scores.nats == pytest.approx(2 * (symbol + spelling) + known, rel=1e-12)
@@ -195,7 +189,7 @@ class TestScore:
         data = bytes(9) + random.Random(1).randbytes(88)
         path.write_bytes(data)
         part = scan([str(path)], "bytes").part(0, 97)
-        model = make_model(size=256)
+        model = make_model(vocabulary=256)
         with torch.no_grad():
             model.head.weight.zero_()
             model.head.bias.zero_()
@@ -217,7 +211,7 @@ class TestScore:
             return len(asked) == 3
 
         with pytest.raises(Interrupted):
-            score(model, part, vocabulary(), window=7, should_stop=stop_at_the_third)
+            score(model, part, VOCABULARY, window=7, should_stop=stop_at_the_third)
         assert len(asked) == 3
         assert model.training
 
@@ -227,9 +221,9 @@ class TestPrices:
     def test_equal_the_definition(self, tmp_path: Path, window: int) -> None:
         text = make_text(101)
         part = make_framed_part(tmp_path, text)
-        stretches = list(prices(make_model().eval(), part, vocabulary(), window=window))
+        stretches = list(prices(make_model().eval(), part, VOCABULARY, window=window))
         found = [float(nats) for stretch in stretches for nats in stretch.nats_T]
-        assert found == pytest.approx(naive_nats(make_model(), text, vocabulary()), rel=1e-12)
+        assert found == pytest.approx(naive_nats(make_model(), text, VOCABULARY), rel=1e-12)
         assert [stretch.position for stretch in stretches] == list(range(1, 101, window))
         assert sum(stretch.unknown for stretch in stretches) == sum(
             c not in KNOWN for c in text[1:]
@@ -260,7 +254,7 @@ class TestAfter:
     @pytest.mark.parametrize("wanted", ["a", "ab", "樓", "aa", "☃"])
     def test_equals_the_definition(self, tmp_path: Path, wanted: str) -> None:
         text = make_text(701, "aab樓☃")
-        known = vocabulary()
+        known = VOCABULARY
         nats = naive_nats(make_model(), text, known)
         at = [n for n in range(len(wanted), len(text)) if text[n - len(wanted) : n] == wanted]
         assert len(at) > 30
@@ -277,7 +271,7 @@ class TestAfter:
         path.write_bytes("a樓b".encode() * 20)
         corpus = scan([str(path)], "bytes")
         known = Vocabulary.from_counts(corpus.part(0, corpus.characters).counts, "bytes", 1)
-        model = make_model(size=known.size).eval()
+        model = make_model(vocabulary=known.size).eval()
         found = assess(
             "run", model, known, corpus.part(0, corpus.characters), EvaluateConfig(after="樓")
         )
@@ -287,7 +281,7 @@ class TestAfter:
 
     def test_a_text_that_never_occurs_has_no_price(self, tmp_path: Path) -> None:
         part = make_framed_part(tmp_path, make_text(101))
-        found = assess("run", make_model().eval(), vocabulary(), part, EvaluateConfig(after="zz"))
+        found = assess("run", make_model().eval(), VOCABULARY, part, EvaluateConfig(after="zz"))
         assert found.to_dict()["after"] == {"text": "zz", "characters": 0, "nats_per_char": None}
         assert list(assessments_say([found])) == ["run: 'zz' does not occur, or only at the end"]
 
@@ -297,9 +291,9 @@ def test_one_lane_is_scored_where_the_score_is_to_be_exact(
 ) -> None:
     monkeypatch.setattr(evaluation, "SHORTEST_LANE", 100)
     model, part = make_model().eval(), make_framed_part(tmp_path, make_text(401))
-    nats = [score(model, part, vocabulary(), lanes=lanes).nats for lanes in (1, 4)]
+    nats = [score(model, part, VOCABULARY, lanes=lanes).nats for lanes in (1, 4)]
     found = [
-        assess("run", model, vocabulary(), part, EvaluateConfig(exact=exact))
+        assess("run", model, VOCABULARY, part, EvaluateConfig(exact=exact))
         for exact in (True, False)
     ]
     assert [one.scores.nats for one in found] == nats
@@ -317,16 +311,16 @@ def test_no_clock_counts_the_compilation_of_the_loops(
     monkeypatch.setattr(time, "perf_counter", lambda: happened.append("clock") or clock())  # type: ignore[func-returns-value]
     model = make_model("gru").float().eval()
     part = make_framed_part(tmp_path, make_text(50))
-    assess("run", model, vocabulary(), part, EvaluateConfig(after=after))
+    assess("run", model, VOCABULARY, part, EvaluateConfig(after=after))
     assert "loops" in happened[: happened.index("clock")]
 
 
 def test_scores_are_in_float32_whatever_the_training_is_in(tmp_path: Path) -> None:
     part = make_framed_part(tmp_path, make_text(401))
     model = make_model().float()
-    exact = score(model, part, vocabulary())
+    exact = score(model, part, VOCABULARY)
     model.compute_dtype = torch.bfloat16
-    assert score(model, part, vocabulary()).nats == exact.nats
+    assert score(model, part, VOCABULARY).nats == exact.nats
     assert model.compute_dtype == torch.bfloat16
 
 
@@ -340,13 +334,13 @@ class TestByPosition:
         monkeypatch.setattr(evaluation, "MOST_PREDICTIONS", most)
         text = make_text(101)
         scores = score_by_position(
-            make_model().eval(), make_framed_part(tmp_path, text), vocabulary(), length
+            make_model().eval(), make_framed_part(tmp_path, text), VOCABULARY, length
         )
         used = min(length, 100)
         stretches = [text[start : start + used + 1] for start in range(0, 101 - used, used)]
         expected = [0.0] * used
         for stretch in stretches:
-            for position, nats in enumerate(naive_nats(make_model(), stretch, vocabulary())):
+            for position, nats in enumerate(naive_nats(make_model(), stretch, VOCABULARY)):
                 expected[position] += nats / len(stretches)
         assert scores.stretches == len(stretches) == 100 // used
         assert scores.nats_T.tolist() == pytest.approx(expected, rel=1e-12)
@@ -355,8 +349,8 @@ class TestByPosition:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         part, model = make_framed_part(tmp_path, make_text(101)), make_model().eval()
-        whole = score_by_position(model, part, vocabulary(), 25)
-        unbound = score(model, part, vocabulary(), lanes=5)
+        whole = score_by_position(model, part, VOCABULARY, 25)
+        unbound = score(model, part, VOCABULARY, lanes=5)
         sizes: list[int] = []
         forward = model.forward
 
@@ -366,14 +360,14 @@ class TestByPosition:
             return logits_TBV, after
 
         monkeypatch.setattr(model, "forward", watched)
-        most = 32 * 3 * vocabulary().size
+        most = 32 * 3 * VOCABULARY.size
         monkeypatch.setitem(evaluation.MOST_LOGITS, "cpu", most)
-        pieces = score_by_position(model, part, vocabulary(), 25)
+        pieces = score_by_position(model, part, VOCABULARY, 25)
         assert max(sizes) <= most
         assert pieces.nats_T.tolist() == pytest.approx(whole.nats_T.tolist(), rel=1e-12)
         for room, times in ((most, 19), (1, 1)):  # one time step at least
             monkeypatch.setitem(evaluation.MOST_LOGITS, "cpu", room)
             sizes.clear()
-            again = score(model, part, vocabulary(), lanes=5)
-            assert max(sizes) == 5 * times * vocabulary().size
+            again = score(model, part, VOCABULARY, lanes=5)
+            assert max(sizes) == 5 * times * VOCABULARY.size
             assert again.nats == pytest.approx(unbound.nats, rel=1e-12)

@@ -60,14 +60,14 @@ from charrnn.views.inspection_words import (
 )
 from tests.conftest import Cli, Result, make_prose
 from tests.pages import contrast
-from tests.small import ALPHABET, make_model, make_stretch, vocabulary, zero_
+from tests.small import ALPHABET, VOCABULARY, make_model, make_stretch, zero_
 
 TRAINING = TrainConfig(batch_size=1, bptt=9, lr=0.1, lr_adam=0.1, warmup_steps=0, steps=1)
 
 
 def test_the_shortest_is_enough(cell: CellName) -> None:
     model, config, unit = make_model(cell), InspectConfig(spectral_radius=(0.9,)), Unit(1, 3, "h")
-    found = module.inspect(model, make_stretch(100), vocabulary(), config, TRAINING, unit=unit)
+    found = module.inspect(model, make_stretch(100), VOCABULARY, config, TRAINING, unit=unit)
     assert found.characters == 100
     assert [(f.weights, f.scaled_to) for f in found.gradient_flow] == [
         ("trained", None), ("initial", None), ("trained", 0.9), ("initial", 0.9),
@@ -85,7 +85,7 @@ def test_a_window_too_long_is_refused_before_anything_is_measured(
         monkeypatch.setattr(module, name, measured)
     with pytest.raises(UsageError, match="lanes of 62 characters"):
         config = InspectConfig(**chosen)
-        module.inspect(make_model("rnn"), make_stretch(500), vocabulary(), config, TRAINING)
+        module.inspect(make_model("rnn"), make_stretch(500), VOCABULARY, config, TRAINING)
 
 
 def test_initial_weights_are_made_for_what_shows_them_alone(
@@ -96,7 +96,7 @@ def test_initial_weights_are_made_for_what_shows_them_alone(
     model, stretch = make_model("rnn"), make_stretch(200)
     for name in MEASUREMENTS:
         config = InspectConfig(only=(name,))
-        module.inspect(model, stretch, vocabulary(), config, TRAINING)
+        module.inspect(model, stretch, VOCABULARY, config, TRAINING)
         assert made.called == (name in ("flow", "clipping", "truncation")), name
         made.reset_mock()
 
@@ -105,7 +105,7 @@ def test_initial_weights_are_made_for_what_shows_them_alone(
 def test_the_initial_weights_are_of_the_seed(own: int | None, seed: int) -> None:
     model, stretch = make_model("gru"), make_stretch(100)
     config = InspectConfig(only=("flow",), seed=own)
-    found = module.inspect(model, stretch, vocabulary(), config, replace(TRAINING, seed=3))
+    found = module.inspect(model, stretch, VOCABULARY, config, replace(TRAINING, seed=3))
     expected = initial_model(model.config, seed).double()
     assert found.gradient_flow[1] == gradient_flow(expected, stretch, weights="initial")
 
@@ -114,7 +114,7 @@ def test_the_gradient_that_is_cut_and_the_memory_are_of_the_training_s_window() 
     model, stretch = make_model("gru"), make_stretch(200)
     config = InspectConfig(only=("clipping", "memory"))
     training = replace(TRAINING, bptt=7, reset_state=True)
-    found = module.inspect(model, stretch, vocabulary(), config, training)
+    found = module.inspect(model, stretch, VOCABULARY, config, training)
     initial = initial_model(model.config, 1).double()
     assert found.cuts[:3] == cuts(model, stretch.ids, 7)
     assert found.cuts[3:] == cuts(initial, stretch.ids, 7, weights="initial")
@@ -125,7 +125,7 @@ def test_the_gradient_that_is_cut_and_the_memory_are_of_the_training_s_window() 
 def test_the_gradient_that_is_truncated_is_of_both_weights() -> None:
     model, stretch = make_model("gru"), make_stretch(200)
     config = InspectConfig(only=("truncation",), bptt=(3, 7))
-    found = module.inspect(model, stretch, vocabulary(), config, TRAINING).truncation
+    found = module.inspect(model, stretch, VOCABULARY, config, TRAINING).truncation
     initial = initial_model(model.config, 1).double()
     for one, weighted in zip(found, (model, initial), strict=True):
         expected = gradients.truncation(weighted, stretch.ids, (3, 7))
@@ -415,7 +415,7 @@ def test_any_measurement_can_be_shown(
     config, unit = InspectConfig(spectral_radius=(math.pi,), bptt=(3,)), Unit(2, 1, "h")
     for shown in (model, make_model(cell)):
         monkeypatch.setattr(flow, "with_spectral_radius", lambda model, _: model)
-        print_inspection(module.inspect(shown, stretch, vocabulary(), config, TRAINING, unit=unit))
+        print_inspection(module.inspect(shown, stretch, VOCABULARY, config, TRAINING, unit=unit))
         out = capsys.readouterr().out
         assert ("\nGates\n" in out) == (cell != "rnn")
         assert ("no gradient" in out) == (shown is model)
@@ -437,7 +437,7 @@ def test_a_narrow_terminal_gets_fewer_units_of_the_step(
     cell: CellName, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, stretch = make_model(cell, hidden=4), make_stretch(150)
-    found = module.inspect(model, stretch, vocabulary(), InspectConfig(only=("step",)), TRAINING)
+    found = module.inspect(model, stretch, VOCABULARY, InspectConfig(only=("step",)), TRAINING)
 
     def shown() -> str:
         print_inspection(found)
@@ -477,7 +477,7 @@ def test_a_narrow_terminal_gets_tables_without_their_plots(
 ) -> None:
     model, stretch = make_model("lstm", hidden=4), make_stretch(700)
     asked = InspectConfig(only=("flow", "memory", "gates", "units", "truncation"))
-    found = module.inspect(model, stretch, vocabulary(), asked, TRAINING)
+    found = module.inspect(model, stretch, VOCABULARY, asked, TRAINING)
 
     def shown(columns: int) -> str:
         monkeypatch.setenv("COLUMNS", str(columns))

@@ -15,7 +15,7 @@ from charrnn.analysis.memory import _needed, _never_rising, memory
 from charrnn.config import CellName
 from charrnn.network.model import CharModel
 from charrnn.text.vocabulary import UNKNOWN
-from tests.small import ALPHABET, make_model, make_stretch, stretch_of, vocabulary, zero_
+from tests.small import ALPHABET, VOCABULARY, make_model, make_stretch, stretch_of, zero_
 
 
 def price(model: CharModel, context: Sequence[int], symbol: int) -> float:
@@ -34,7 +34,7 @@ def test_equals_a_loop_over_resets(cell: CellName, monkeypatch: pytest.MonkeyPat
     ids = stretch.ids.tolist()
     shapes: set[torch.Size] = set()
     with model.register_forward_hook(lambda _model, _given, out: shapes.add(out[0].shape)):
-        found = memory(model, stretch, vocabulary(), farthest=9, resets=7, bptt=4)
+        found = memory(model, stretch, VOCABULARY, farthest=9, resets=7, bptt=4)
     for lanes in (1, 7):
         steps = max(length for length, width, _ in shapes if width == lanes)
         assert steps == 300 // (lanes * 9), "as many logits at a time as are allowed"
@@ -51,7 +51,7 @@ def test_equals_a_loop_over_resets(cell: CellName, monkeypatch: pytest.MonkeyPat
     assert len(found.excess_nats) == len(found.standard_error) == 10
     full = [price(model, ids[:t], ids[t]) for t in range(9, 101)]
     full = [
-        p + vocabulary().unknown_nats * (i == UNKNOWN) for p, i in zip(full, ids[9:], strict=True)
+        p + VOCABULARY.unknown_nats * (i == UNKNOWN) for p, i in zip(full, ids[9:], strict=True)
     ]
     assert found.full_nats == pytest.approx(np.mean(full))
     assert found.nats(3) == found.full_nats + found.excess_nats[3]
@@ -61,14 +61,14 @@ def test_equals_a_loop_over_resets(cell: CellName, monkeypatch: pytest.MonkeyPat
 def test_of_a_model_that_needs_one_character() -> None:
     """It knows that b follows a and a follows b, and has no recurrence."""
     model = zero_(make_model("rnn", layers=1))
-    a, b = (int(vocabulary().encode(c)[0]) for c in "ab")
+    a, b = (int(VOCABULARY.encode(c)[0]) for c in "ab")
     with torch.no_grad():
         for weight in (model.embedding.weight, model.head.weight, model.head.bias):
             weight.zero_()
         model.embedding.weight[a, 0], model.embedding.weight[b, 0] = 1, -1
         model.layers()[0].weight_input[0, 0] = 9
         model.head.weight[b, 0], model.head.weight[a, 0] = 9, -9
-    found = memory(model, stretch_of("ab" * 60), vocabulary(), bptt=9)
+    found = memory(model, stretch_of("ab" * 60), VOCABULARY, bptt=9)
     assert found.needed == 1
     assert found.excess_nats[0] == pytest.approx(math.log(9), abs=0.01)
     assert found.excess_nats[1:] == pytest.approx([0.0] * (len(found.excess_nats) - 1))
@@ -77,10 +77,10 @@ def test_of_a_model_that_needs_one_character() -> None:
 
 def test_a_short_text_has_no_place_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     model, stretch = make_model("gru"), make_stretch(22)
-    found = memory(model, stretch, vocabulary(), bptt=9, resets=99)
+    found = memory(model, stretch, VOCABULARY, bptt=9, resets=99)
     assert (len(found.excess_nats), found.windows) == (5 + 1, 22 - 2 * 5)
     monkeypatch.setattr("charrnn.analysis.memory.LOGITS", 1)  # fewer than one character needs
-    slow = memory(model, stretch, vocabulary(), bptt=9, resets=99)
+    slow = memory(model, stretch, VOCABULARY, bptt=9, resets=99)
     assert slow.excess_nats == pytest.approx(found.excess_nats, abs=1e-12)
 
 
@@ -92,7 +92,7 @@ def test_resets_are_as_many_as_their_work_allows(
     monkeypatch.setattr("charrnn.analysis.memory.RESET_WORK", 17 * 9 * model.multiply_adds())
     monkeypatch.setattr("charrnn.analysis.memory.FEWEST_RESETS", fewest)
     monkeypatch.setattr("charrnn.analysis.memory.MOST_RESETS", most)
-    found = memory(model, make_stretch(120), vocabulary(), farthest=9, bptt=4)
+    found = memory(model, make_stretch(120), VOCABULARY, farthest=9, bptt=4)
     assert found.windows == resets
 
 
@@ -113,7 +113,7 @@ def test_a_state_of_few_characters_may_be_worse_than_none(
 
 
 def test_not_enough() -> None:
-    found = memory(make_model("rnn"), make_stretch(120), vocabulary(), bptt=9, tolerance=-9.0)
+    found = memory(make_model("rnn"), make_stretch(120), VOCABULARY, bptt=9, tolerance=-9.0)
     assert found.needed is None
     assert found.needed_between == (None, None)
 
@@ -121,7 +121,7 @@ def test_not_enough() -> None:
 def test_what_is_enough_is_told_within_one_standard_error(cell: CellName) -> None:
     model, stretch = make_model(cell), make_stretch(300)
     for tolerance in (-0.02, -0.001, 0.0, 0.001, 0.02):
-        found = memory(model, stretch, vocabulary(), bptt=9, tolerance=tolerance)
+        found = memory(model, stretch, VOCABULARY, bptt=9, tolerance=tolerance)
         excess_K, error_K = np.array(found.excess_nats), np.array(found.standard_error)
         assert min(error_K[:9]) > 0  # later ones may be 0: a plain RNN forgets to the last bit
         assert found.needed == _needed(excess_K, tolerance)
@@ -133,7 +133,7 @@ def test_what_is_enough_is_told_within_one_standard_error(cell: CellName) -> Non
 @pytest.mark.parametrize(("bptt", "farthest"), [(100, 256), (200, 400)])
 def test_looks_beyond_the_window_of_the_training(bptt: int, farthest: int) -> None:
     model = make_model("rnn", layers=1)
-    found = memory(model, make_stretch(1700), vocabulary(), bptt=bptt, resets=2)
+    found = memory(model, make_stretch(1700), VOCABULARY, bptt=bptt, resets=2)
     assert len(found.excess_nats) == farthest + 1
 
 

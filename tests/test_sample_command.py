@@ -30,6 +30,7 @@ from charrnn.inference.stepper import Stepper
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.sample_view import print_as_made, print_samples
 from tests.conftest import ENVIRONMENT, PATIENCE, Cli, command, one_line
+from tests.small import vocabulary_of
 
 
 class TestSample:
@@ -65,7 +66,7 @@ class TestSample:
         with os.fdopen(only_written) as stream:
             monkeypatch.setattr(sys, "stdin", stream)
             with pytest.raises(UsageError, match="cannot read standard input: Bad file"):
-                read_prompt("-", Vocabulary.from_counts({97: 5}, "utf-8"))
+                read_prompt("-", vocabulary_of("a"))
 
     def test_a_standard_input_left_non_blocking_is_read_to_its_end(
         self, monkeypatch: pytest.MonkeyPatch
@@ -84,7 +85,7 @@ class TestSample:
         with os.fdopen(reader) as stream:
             monkeypatch.setattr(sys, "stdin", stream)
             late.start()
-            assert read_prompt("-", Vocabulary.from_counts({97: 5, 98: 5}, "utf-8")) == "abba"
+            assert read_prompt("-", vocabulary_of("ab")) == "abba"
         late.join()
 
     @pytest.mark.parametrize("weights", ["bf16", "int8"])
@@ -216,7 +217,7 @@ class TestSample:
         seen: str,
         failure: type[Exception],
     ) -> None:
-        vocabulary = Vocabulary.from_counts(Counter(map(ord, "ab\n")), "utf-8", 1)
+        vocabulary = vocabulary_of("ab\n")
         screen = io.StringIO()
         monkeypatch.setattr(screen, "isatty", lambda: True)
         monkeypatch.setattr(sys, "stdout", screen)
@@ -232,7 +233,7 @@ class TestSample:
     def test_what_could_not_be_printed_is_not_printed_again(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        vocabulary = Vocabulary.from_counts(Counter(map(ord, "ab")), "utf-8", 1)
+        vocabulary = vocabulary_of("ab")
         screen, tried = io.StringIO(), []
 
         def write(text: str) -> int:

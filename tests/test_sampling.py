@@ -3,7 +3,6 @@ from __future__ import annotations
 import gc
 import math
 import weakref
-from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from typing import Any, get_args
@@ -30,13 +29,11 @@ from charrnn.inference.sampling import (
 from charrnn.inference.stepper import NumpyStepper, Stepper
 from charrnn.network.model import CharModel
 from charrnn.text.vocabulary import UNKNOWN, Vocabulary
+from tests.small import vocabulary_of
 
 KNOWN = "\nabcdefg樓"
-V = len(KNOWN) + 1
-
-
-def vocabulary() -> Vocabulary:
-    return Vocabulary.from_counts(Counter(map(ord, KNOWN)), "utf-8", 1)
+VOCABULARY = vocabulary_of(KNOWN)
+V = VOCABULARY.size
 
 
 def make_model(cell: CellName = "lstm", size: int = V) -> CharModel:
@@ -190,7 +187,7 @@ class TestSample:
         self, cell: CellName, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sampling, "DRAWS", 7)  # so that it draws several times
-        model, words = make_model(cell), vocabulary()
+        model, words = make_model(cell), VOCABULARY
         config = SampleConfig(length=50, seed=11, **options)
         expected = []
         model.eval()
@@ -219,7 +216,7 @@ class TestSample:
         assert drawn[2][5] == stream.random(), "as before larger seeds were allowed"
 
     def test_frequencies_are_the_probabilities(self) -> None:
-        model, words = make_model(), vocabulary()
+        model, words = make_model(), VOCABULARY
         with torch.no_grad():
             model.head.weight.zero_()  # the past does not matter
             model.head.bias.copy_(torch.arange(V) / 4)
@@ -252,7 +249,7 @@ class TestSample:
         assert np.array_equal(np.concatenate(alone), drawn_B)
 
     def test_temperature_0_takes_the_likeliest_whatever_the_seed(self) -> None:
-        model, words = make_model(), vocabulary()
+        model, words = make_model(), VOCABULARY
         made = {
             texts(model, words, "a", SampleConfig(length=40, temperature=0, seed=seed))[0]
             for seed in (1, 2)
@@ -260,7 +257,7 @@ class TestSample:
         assert len(made) == 1
 
     def test_the_same_seed_gives_the_same_text(self) -> None:
-        model, words = make_model(), vocabulary()
+        model, words = make_model(), VOCABULARY
 
         def draw(seed: int, count: int) -> list[str]:
             return texts(model, words, "ab", SampleConfig(length=60, seed=seed, count=count))
@@ -272,7 +269,7 @@ class TestSample:
         assert draw(4, 1) != draw(5, 1)
 
     def test_neither_takes_nor_gives_randomness(self) -> None:
-        model, words = make_model(), vocabulary()
+        model, words = make_model(), VOCABULARY
         assert model.training
         before = torch.get_rng_state()
         first = texts(model, words, "ab", SampleConfig(length=30))
@@ -287,7 +284,7 @@ class TestSample:
         pieces = list(
             sample(
                 make_model(),
-                vocabulary(),
+                VOCABULARY,
                 np.array([1, 2, 3]),
                 SampleConfig(length=length, count=2),
             )
@@ -296,7 +293,7 @@ class TestSample:
 
     def test_length_0_never_ends(self) -> None:
         config = SampleConfig(length=0)
-        (text,) = texts(make_model(), vocabulary(), "", config, most=3000)
+        (text,) = texts(make_model(), VOCABULARY, "", config, most=3000)
         assert len(text) == 3000
 
     def test_a_character_is_given_before_the_next_is_computed(
@@ -304,7 +301,7 @@ class TestSample:
     ) -> None:
         steps = steps_made(monkeypatch)
         for index, _ in enumerate(
-            sample(make_model(), vocabulary(), np.array([1]), SampleConfig(length=5))
+            sample(make_model(), VOCABULARY, np.array([1]), SampleConfig(length=5))
         ):
             assert len(steps) == index
         assert len(steps) == 4, "nothing is computed after the last"
@@ -317,7 +314,7 @@ class TestSample:
             SampleConfig(length=300, top_k=1),
             SampleConfig(length=300, top_p=0.5),
         ):
-            for text in texts(make_model(), vocabulary(), "a", config):
+            for text in texts(make_model(), VOCABULARY, "a", config):
                 assert set(text) <= set(KNOWN)
 
     @pytest.mark.parametrize("temperature", [0, 1])
@@ -327,25 +324,25 @@ class TestSample:
             model.head.weight.fill_(torch.inf)
         config = SampleConfig(length=5, temperature=temperature)
         with pytest.raises(NonFiniteError, match=r"predictions are not finite: .* lower --lr"):
-            next(sample(model, vocabulary(), np.array([1]), config))
+            next(sample(model, VOCABULARY, np.array([1]), config))
 
     @pytest.mark.parametrize("temperature", [0, 1])
     @pytest.mark.usefixtures("engine")
     def test_so_are_those_that_are_too_large_later(self, temperature: float) -> None:
         """The predictions after the prompt are finite, those after a later character are not."""
         model, config = make_model(), SampleConfig(length=50, temperature=temperature)
-        free = [symbol for _, symbol in sample(model, vocabulary(), np.array([1]), config)]
+        free = [symbol for _, symbol in sample(model, VOCABULARY, np.array([1]), config)]
         late = max(set(free[:-1]) - {1}, key=free.index)
         with torch.no_grad():
             model.embedding.weight[late] = torch.nan
         drawn: list[int] = []
-        pieces = sample(model, vocabulary(), np.array([1]), config)
+        pieces = sample(model, VOCABULARY, np.array([1]), config)
         with pytest.raises(NonFiniteError, match="predictions are not finite"):
             drawn.extend(symbol for _, symbol in pieces)
         assert drawn == free[: free.index(late) + 1]
 
     def test_what_would_follow_a_sample_that_is_complete_does_not_matter(self) -> None:
-        model, words = make_model(), vocabulary()
+        model, words = make_model(), VOCABULARY
         config = SampleConfig(length=40, count=4, temperature=3, stop="a")
         ended = texts(model, words, "b", config)
         assert len({len(text) for text in ended}) > 1
@@ -355,7 +352,7 @@ class TestSample:
 
     @pytest.mark.parametrize("stop", ["a", "ab", "\n", "樓"])
     def test_stops_after_the_stop_text_of_each_sample(self, stop: str) -> None:
-        model, words = make_model(), vocabulary()
+        model, words = make_model(), VOCABULARY
         free = texts(model, words, stop, SampleConfig(length=400, count=4, temperature=3))
         config = SampleConfig(length=400, count=4, temperature=3, stop=stop)
         ended = texts(model, words, stop, config)
@@ -370,7 +367,7 @@ class TestSample:
     def test_where_half_of_the_samples_have_ended_the_others_go_on_alone(
         self, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        model, words = make_model(), vocabulary()
+        model, words = make_model(), VOCABULARY
         config = SampleConfig(length=400, count=7, temperature=3, stop="a", seed=2)
         whole = texts(model, words, "b", replace(config, stop=None))
         lengths = [len(text.partition("a")[0]) + 1 for text in whole]
@@ -394,7 +391,7 @@ class TestSample:
         arranged = Mock(wraps=NumpyStepper)
         monkeypatch.setattr(sampling, "NumpyStepper", arranged)
         monkeypatch.setattr("charrnn.inference.stepper.NumpyStepper", arranged)
-        model, words = make_model(), vocabulary()
+        model, words = make_model(), VOCABULARY
         config = SampleConfig(length=20, count=count, weights=weights)
         again = texts(model, words, "abba", config)
         assert arranged.call_count == (1 if (count, weights) == (1, "fp32") else 2)
@@ -405,7 +402,7 @@ class TestSample:
     def test_a_long_prompt_is_read_in_windows(
         self, cell: CellName, count: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        model, words = make_model(cell), vocabulary()
+        model, words = make_model(cell), VOCABULARY
         prompt = "abcdefg\n" * 5
         config = SampleConfig(length=20, count=count)
         by_characters = texts(model, words, prompt, config)
@@ -418,7 +415,7 @@ class TestSample:
         self, cell: CellName, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """There the model's own forward makes each step; in this test it runs on the CPU."""
-        model, words = make_model(cell), vocabulary()
+        model, words = make_model(cell), VOCABULARY
         config = SampleConfig(length=20, count=3)
         expected = texts(model, words, "abba", config)
         move_elsewhere(monkeypatch)
@@ -431,7 +428,7 @@ class TestSample:
         asked: list[str] = []
         monkeypatch.setattr("charrnn.compute.recurrence.loops", lambda: asked.append("a compiler"))
         monkeypatch.setattr("charrnn.inference.stepper.steps", lambda: asked.append("a compiler"))
-        model, words = make_model(cell), vocabulary()
+        model, words = make_model(cell), VOCABULARY
         texts(model, words, "a" * SHORT_PROMPT, SampleConfig(length=20))
         assert not asked
         texts(model, words, "a" * (SHORT_PROMPT + 1), SampleConfig(length=20))
@@ -445,7 +442,7 @@ class TestSample:
         asked = Mock(wraps=steps)
         monkeypatch.setattr("charrnn.inference.stepper.steps", asked)
         monkeypatch.setattr("charrnn.inference.stepper._steps_in_numpy", lambda *_, **__: 20)
-        model, words = make_model(), vocabulary()
+        model, words = make_model(), VOCABULARY
         made = {}
         for length in (21, 22, 50, 0):
             config = SampleConfig(length=length, weights=weights)
@@ -473,8 +470,7 @@ class TestSample:
         for module in ("sampling", "stepper"):
             monkeypatch.setattr(f"charrnn.inference.{module}.NumpyStepper", Watched)
         monkeypatch.setattr("charrnn.inference.stepper._steps_in_numpy", lambda *_, **__: 9)
-        words = vocabulary()
-        pieces = sample(make_model(), words, words.encode("ab"), config)
+        pieces = sample(make_model(), VOCABULARY, VOCABULARY.encode("ab"), config)
         next(pieces)
         assert (len(made), alive()) == (config.count, 1)
         for _ in range(12 * config.count):
@@ -482,13 +478,13 @@ class TestSample:
         assert alive() == (0 if steps() else 1)
 
     def test_no_prompt_is_a_line_break(self) -> None:
-        words = Vocabulary.from_counts(Counter(map(ord, "\t" + KNOWN)), "utf-8", 1)
+        words = vocabulary_of("\t" + KNOWN)
         model = make_model(size=words.size)
         config = SampleConfig(length=20)
         assert texts(model, words, "", config) == texts(model, words, "\n", config)
 
     def test_no_prompt_is_the_first_symbol_where_there_is_no_line_break(self) -> None:
-        words = Vocabulary.from_counts({ord("x"): 9, ord("y"): 9}, "utf-8", 1)
+        words = vocabulary_of("xy")
         model = make_model(size=3)
         config = SampleConfig(length=20)
         assert texts(model, words, "", config) == texts(model, words, "x", config)
@@ -501,7 +497,7 @@ class TestSample:
 
 class TestPrompt:
     def test_a_prompt_of_which_nothing_is_left_is_no_prompt(self) -> None:
-        ids, _ = prepare_prompt("☃", vocabulary(), "skip")
-        model, words, config = make_model(), vocabulary(), SampleConfig(length=9)
+        ids, _ = prepare_prompt("☃", VOCABULARY, "skip")
+        model, words, config = make_model(), VOCABULARY, SampleConfig(length=9)
         made = [symbol for _, symbol in sample(model, words, ids, config)]
         assert words.decode(made) == texts(model, words, "", config)[0]

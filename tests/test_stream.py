@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import random
 import tracemalloc
-from collections import Counter
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,6 +19,7 @@ from charrnn.text.scanning import scan
 from charrnn.text.stream import Batch, Lanes, Reader
 from charrnn.text.vocabulary import REPLACEMENT, Vocabulary
 from tests.conftest import make_framed_part, make_text, open_files
+from tests.small import vocabulary_of
 
 
 def make_part(folder: Path, text: str, files: int = 3) -> tuple[Part, Vocabulary]:
@@ -245,7 +245,7 @@ class TestLanesOtherwise:
     def test_counts_what_the_vocabulary_lacks_where_the_loss_counts(self, tmp_path: Path) -> None:
         text = make_text(1003, "abcdefghij \n")
         part, _ = make_part(tmp_path, text)
-        vocabulary = Vocabulary.from_counts(Counter(map(ord, "bcdefghij \n")), "utf-8", 1)
+        vocabulary = vocabulary_of("bcdefghij \n")
         lanes = Lanes(part, vocabulary, 3, 13, 5)
         read, length = 13 - 5, 1002 // 3  # the first window's first predictions do not count
         lacked = [text[lane * length + 1 :][:length][read:].count("a") for lane in range(3)]

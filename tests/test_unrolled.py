@@ -13,7 +13,7 @@ from charrnn.config import CellName
 from charrnn.errors import CorpusError
 from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary
-from tests.small import ALPHABET, make_model, vocabulary
+from tests.small import ALPHABET, VOCABULARY, make_model
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
@@ -41,10 +41,10 @@ class TestStretch:
     def test_text_and_symbols(self, tmp_path: Path) -> None:
         (tmp_path / "text").write_text("(é☃) " * 50, encoding="utf-8")
         corpus = scan([str(tmp_path / "text")])
-        stretch = read_stretch(corpus.part(3, 250), vocabulary())
+        stretch = read_stretch(corpus.part(3, 250), VOCABULARY)
         assert stretch.text == ("(é☃) " * 50)[3:]
         assert len(stretch) == 247
-        assert stretch.ids.tolist() == vocabulary().encode(stretch.text).tolist()
+        assert stretch.ids.tolist() == VOCABULARY.encode(stretch.text).tolist()
 
     def test_bytes(self, tmp_path: Path) -> None:
         (tmp_path / "data").write_bytes("aé".encode() * 50)
@@ -57,4 +57,4 @@ class TestStretch:
         (tmp_path / "text").write_text("a" * 99)
         corpus = scan([str(tmp_path / "text")])
         with pytest.raises(CorpusError, match=r"^a text of 99 characters .* at least 100$"):
-            read_stretch(corpus.part(0, 99), vocabulary())
+            read_stretch(corpus.part(0, 99), VOCABULARY)

@@ -12,12 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from charrnn.text.vocabulary import UNKNOWN, Vocabulary, listed
+from tests.small import vocabulary_of
 
 CHARACTERS = st.characters(exclude_categories=["Cs"])
-
-
-def of_text(text: str, min_count: int | None = 1) -> Vocabulary:
-    return Vocabulary.from_counts(Counter(map(ord, text)), "utf-8", min_count)
 
 
 def look_up(vocabulary: Vocabulary, text: str) -> list[int]:
@@ -28,24 +25,24 @@ def look_up(vocabulary: Vocabulary, text: str) -> list[int]:
 
 class TestFromCounts:
     def test_sorted_after_the_unknown_symbol(self) -> None:
-        vocabulary = of_text("banana\n樓")
+        vocabulary = vocabulary_of("banana\n樓")
         assert vocabulary.characters == "\nabn樓"
         assert vocabulary.size == 6
         assert not vocabulary.is_bytes
         assert vocabulary.encode("\nabn樓x").tolist() == [1, 2, 3, 4, 5, UNKNOWN]
 
     def test_rare_characters_become_unknown(self) -> None:
-        vocabulary = of_text("aaabbc", min_count=2)
+        vocabulary = vocabulary_of("aaabbc", min_count=2)
         assert vocabulary.characters == "ab"
-        assert of_text("aaabbc", min_count=3).characters == "a"
-        assert of_text("abc", min_count=2).size == 1
+        assert vocabulary_of("aaabbc", min_count=3).characters == "a"
+        assert vocabulary_of("abc", min_count=2).size == 1
 
     @pytest.mark.parametrize(
         ("common", "once", "min_count"),
         [(999, 1, 2), (998, 1, 1), (1998, 2, 2), (1997, 2, 1), (5, 0, 2), (0, 3, 1)],
     )
     def test_rule_for_characters_seen_once(self, common: int, once: int, min_count: int) -> None:
-        vocabulary = of_text("x" * common + "abc"[:once], min_count=None)
+        vocabulary = vocabulary_of("x" * common + "abc"[:once], min_count=None)
         assert vocabulary.min_count == min_count
         assert ("a" in vocabulary.characters) == (min_count == 1 and once > 0)
 
@@ -69,34 +66,34 @@ class TestFromCounts:
     def test_held_back_is_what_was_seen_once(
         self, text: str, min_count: int, held_back: str
     ) -> None:
-        vocabulary = of_text(text, min_count)
+        vocabulary = vocabulary_of(text, min_count)
         ids = vocabulary.held_back(Counter(map(ord, text)))
         assert vocabulary.decode(ids) == held_back
 
     def test_nothing_is_held_back_where_some_is_unknown(self) -> None:
         # A vocabulary that comes from another text, by --init-from.
         counts = Counter(map(ord, "aabb" * 10 + "zyx"))
-        assert len(of_text("abxyz").held_back(counts)) == 3
-        assert len(of_text("abxy").held_back(counts)) == 0
+        assert len(vocabulary_of("abxyz").held_back(counts)) == 3
+        assert len(vocabulary_of("abxy").held_back(counts)) == 0
 
     def test_no_byte_is_held_back(self) -> None:
         assert len(Vocabulary.of_bytes().held_back(Counter(b"aabb" * 10 + b"z"))) == 0
 
     def test_unknown_nats_are_the_code_points_outside(self) -> None:
         outside = sum(not 0xD800 <= code < 0xE000 for code in range(0x110000)) - 3
-        assert of_text("abc").unknown_nats == math.log(outside)
+        assert vocabulary_of("abc").unknown_nats == math.log(outside)
 
 
 class TestEncode:
     @given(known=st.text(CHARACTERS), text=st.text(CHARACTERS))
     def test_is_a_look_up(self, known: str, text: str) -> None:
-        vocabulary = of_text(known)
+        vocabulary = vocabulary_of(known)
         text += known[::2]
         assert vocabulary.encode(text).tolist() == look_up(vocabulary, text)
 
     @given(known=st.text(st.characters(max_codepoint=255)), codes=st.binary())
     def test_of_codes_in_bytes_is_that_of_wider_codes(self, known: str, codes: bytes) -> None:
-        vocabulary = of_text(known)
+        vocabulary = vocabulary_of(known)
         narrow = np.frombuffer(codes, np.uint8)
         ids = vocabulary.encode_codes(narrow)
         assert ids.dtype == vocabulary.dtype
@@ -104,7 +101,7 @@ class TestEncode:
 
     def test_all_256_of_latin_1(self) -> None:
         latin = "".join(map(chr, range(256)))
-        vocabulary = of_text(latin)
+        vocabulary = vocabulary_of(latin)
         assert vocabulary.size == 257
         ids = vocabulary.encode_codes(np.arange(256, dtype=np.uint8))
         assert ids.tolist() == list(range(1, 257))
@@ -139,7 +136,7 @@ class TestEncode:
         assert vocabulary.encode("\udcff").tolist() == [0xFF]
 
     def test_lone_surrogate_is_unknown(self) -> None:
-        assert of_text("ab").encode("a\udcffb").tolist() == [1, UNKNOWN, 2]
+        assert vocabulary_of("ab").encode("a\udcffb").tolist() == [1, UNKNOWN, 2]
 
 
 class TestListed:
@@ -164,7 +161,7 @@ class TestListed:
 
 class TestUnknownIn:
     def test_lists_them_with_counts(self) -> None:
-        vocabulary = of_text("abc")
+        vocabulary = vocabulary_of("abc")
         unknown = vocabulary.unknown_in("axbyyxy樓\udcff")
         assert list(unknown.items()) == [("y", 3), ("x", 2), ("樓", 1), ("\udcff", 1)]
         assert vocabulary.unknown_in("cab" * 5) == {}
@@ -177,14 +174,14 @@ class TestUnknownIn:
 class TestDecode:
     @given(text=st.text(CHARACTERS))
     def test_undoes_encode(self, text: str) -> None:
-        vocabulary = of_text(text)
+        vocabulary = vocabulary_of(text)
         ids = vocabulary.encode(text)
         assert vocabulary.decode(ids) == text
         assert vocabulary.decode(ids.tolist()) == text
         assert vocabulary.decode(torch.tensor(ids.tolist(), dtype=torch.int64)) == text
 
     def test_unknown_is_the_replacement_character(self) -> None:
-        vocabulary = of_text("ab")
+        vocabulary = vocabulary_of("ab")
         assert vocabulary.decode([1, UNKNOWN, 2]) == "a\ufffdb"
 
     def test_bytes(self) -> None:
@@ -194,13 +191,17 @@ class TestDecode:
 
     def test_no_such_id(self) -> None:
         with pytest.raises(IndexError):
-            of_text("ab").decode([3])
+            vocabulary_of("ab").decode([3])
 
 
 class TestJson:
     @pytest.mark.parametrize(
         "vocabulary",
-        [of_text("banana\n\0樓\U0001f600", 1), of_text("aab", 2), Vocabulary.of_bytes()],
+        [
+            vocabulary_of("banana\n\0樓\U0001f600", 1),
+            vocabulary_of("aab", 2),
+            Vocabulary.of_bytes(),
+        ],
     )
     def test_there_and_back(self, vocabulary: Vocabulary) -> None:
         again = Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json())))
@@ -209,10 +210,10 @@ class TestJson:
         assert again.encode("ban樓").tolist() == vocabulary.encode("ban樓").tolist()
 
     def test_differs(self) -> None:
-        assert of_text("ab") != of_text("abc")
-        assert of_text("aabb", 1) != of_text("aabb", 2)
-        assert of_text("ab") != Vocabulary("ab", "iso8859-1", 1)
-        assert of_text("ab") != "ab"
+        assert vocabulary_of("ab") != vocabulary_of("abc")
+        assert vocabulary_of("aabb", 1) != vocabulary_of("aabb", 2)
+        assert vocabulary_of("ab") != Vocabulary("ab", "iso8859-1", 1)
+        assert vocabulary_of("ab") != "ab"
 
     @pytest.mark.parametrize(
         ("change", "field"),
@@ -235,11 +236,11 @@ class TestJson:
     )
     def test_what_is_wrong_is_named(self, change: dict[str, Any], field: str) -> None:
         with pytest.raises(ValueError, match=f"vocabulary.{field}"):
-            Vocabulary.from_json(of_text("ab").to_json() | change)
+            Vocabulary.from_json(vocabulary_of("ab").to_json() | change)
 
     @pytest.mark.parametrize("field", ["characters", "encoding", "min_count"])
     def test_what_is_missing_is_named(self, field: str) -> None:
-        value = of_text("ab").to_json()
+        value = vocabulary_of("ab").to_json()
         del value[field]
         with pytest.raises(ValueError, match=f"vocabulary.{field} is missing"):
             Vocabulary.from_json(value)
