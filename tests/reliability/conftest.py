@@ -14,11 +14,13 @@ A test that counts nothing calls it at its end, after all of its assertions.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from charrnn.runs import training
 from charrnn.storage import lock, runfolder
-from tests.conftest import PATIENCE
+from tests.conftest import PATIENCE, make_prose
 from tests.promises import PROMISES
 
 Promise = Callable[[str, str, str], None]
@@ -34,6 +36,20 @@ def promise(request: pytest.FixtureRequest) -> Promise:
         request.node.user_properties.append(("promise", (number, what, figure)))
 
     return record
+
+
+@pytest.fixture(scope="session")
+def tale(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 400 characters: 360 to train on, 17 windows a pass, 40 to validate on."""
+    path = tmp_path_factory.mktemp("texts") / "tale.txt"
+    path.write_text(make_prose(400))
+    return path
+
+
+@pytest.fixture
+def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a training show samples of 20 characters, still enough to be stopped in one."""
+    monkeypatch.setattr(training, "SHOWN_LENGTH", 20)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from charrnn.config import TextChoices
@@ -19,7 +18,7 @@ from charrnn.runs.starting import start
 from charrnn.runs.training import train
 from charrnn.storage.checkpoint import load
 from charrnn.storage.runfolder import RunFolder
-from tests.conftest import log_of, make_prose
+from tests.conftest import log_of
 
 CPU = torch.device("cpu")
 
@@ -34,14 +33,6 @@ STEPS = 44
 
 #: Returns whether to stop; called before every step, in validations and in samples.
 Stop = Callable[[Run], bool]
-
-
-@pytest.fixture(scope="session")
-def tale(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text of 400 characters: 360 to train on, 17 windows a pass, 40 to validate on."""
-    path = tmp_path_factory.mktemp("texts") / "tale.txt"
-    path.write_text(make_prose(400))
-    return path
 
 
 def begin(

@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import charrnn.inference.sampling
-import charrnn.runs.training
 from charrnn.cli import app
 from charrnn.runs.run import _Standing
 from tests.conftest import Result, give_memory, make_prose, run_cli, run_process
@@ -45,13 +44,12 @@ def flaw(result: Result) -> str | None:
 
 
 @pytest.fixture(autouse=True)
-def soon_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def soon_over(folder: Path, short_samples: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop every training after three updates and every sample after twenty characters."""
     is_over = vars(_Standing)["is_over"].fget
     soon = property(lambda run: run.progress.step >= 3 or is_over(run))
     monkeypatch.setattr(_Standing, "is_over", soon)
     real_sample = charrnn.inference.sampling.sample
-    monkeypatch.setattr(charrnn.runs.training, "SHOWN_LENGTH", 3)
     monkeypatch.setattr(
         charrnn.inference.sampling, "sample", lambda *args: itertools.islice(real_sample(*args), 20)
     )

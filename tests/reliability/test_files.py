@@ -22,9 +22,7 @@ from charrnn.storage.runfolder import RunFolder
 from tests.conftest import run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork
-from tests.reliability.runs import stopped, straight, tale, whole_state
-
-__all__ = ["tale"]
+from tests.reliability.runs import stopped, straight, whole_state
 
 
 def state(step: int) -> Checkpoint:
@@ -79,13 +77,13 @@ def test_the_one_before_is_taken_and_kept(tmp_path: Path, promise: Promise) -> N
     assert count == len(tried)
 
 
+@pytest.mark.usefixtures("short_samples")
 def test_a_training_goes_on_from_the_one_before(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch, promise: Promise
 ) -> None:
     """The command names the checkpoint it takes, and ends as if nothing had been damaged."""
     # Save after every validation.
     monkeypatch.setattr(charrnn.runs.training, "SAVE_SHARE", math.inf)
-    monkeypatch.setattr(charrnn.runs.training, "SHOWN_LENGTH", 3)
     expected = whole_state(straight(tmp_path / "straight", tale))
     run = tmp_path / "run"
     assert stopped(run, tale, lambda run: run.progress.step == 25) == 25

@@ -23,10 +23,8 @@ from charrnn.storage.runfolder import RunFolder
 from tests.conftest import log_of, names, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork
-from tests.reliability.runs import tale, whole_state
+from tests.reliability.runs import whole_state
 from tests.reliability.test_damage import is_one_plain_line
-
-__all__ = ["tale"]
 
 ELEMENTS = 15_000  # 60 kB
 

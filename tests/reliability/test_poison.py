@@ -27,9 +27,7 @@ from charrnn.storage.checkpoint import load
 from charrnn.storage.runfolder import RunFolder
 from tests.conftest import Result, run_cli
 from tests.reliability.conftest import Promise
-from tests.reliability.runs import STEPS, begin, drive, rows, stopped, tale
-
-__all__ = ["tale"]
+from tests.reliability.runs import STEPS, begin, drive, rows, stopped
 
 real_window_loss = charrnn.network.update.window_loss
 
@@ -76,10 +74,9 @@ class Poison:
 
 
 @pytest.fixture
-def eager_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+def eager_saves(short_samples: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Save a checkpoint after every validation, however long saving takes."""
     monkeypatch.setattr(charrnn.runs.training, "SAVE_SHARE", 1e9)
-    monkeypatch.setattr(charrnn.runs.training, "SHOWN_LENGTH", 20)
 
 
 def is_whole(run: Path) -> bool:
@@ -231,12 +228,12 @@ def spiking(jumps: Mapping[int, float]) -> Callable[..., tuple[Tensor, Hidden]]:
     return window_loss
 
 
+@pytest.mark.usefixtures("short_samples")
 def test_a_loss_spike_is_told_once(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     jumps = dict.fromkeys((*range(121, 131), *range(151, 161)), 3.0)
     monkeypatch.setattr(charrnn.network.update, "window_loss", spiking(jumps))
-    monkeypatch.setattr(charrnn.runs.training, "SHOWN_LENGTH", 3)
     budget = {"steps": 200}
     with RunFolder.create(tmp_path / "run") as folder:
         events = drive(begin(folder, tale, budget=budget, validate_every=100))
@@ -272,6 +269,7 @@ def test_a_spike_is_a_jump_of_a_nat(
     assert [event.step for event in events if isinstance(event, Spiked)] == told
 
 
+@pytest.mark.usefixtures("short_samples")
 @pytest.mark.parametrize(("guessing", "told"), [(4.0, [40]), (99.0, [])])
 def test_a_loss_that_falls_has_not_jumped(
     tmp_path: Path, tale: Path, monkeypatch: pytest.MonkeyPatch, guessing: float, told: list[int]
@@ -282,7 +280,6 @@ def test_a_loss_that_falls_has_not_jumped(
     """
     jumps = dict.fromkeys(range(31, 41), 9.0) | dict.fromkeys(range(41, 51), 7.0)
     monkeypatch.setattr(charrnn.network.update, "window_loss", spiking(jumps))
-    monkeypatch.setattr(charrnn.runs.training, "SHOWN_LENGTH", 3)
     with RunFolder.create(tmp_path / "run") as folder:
         run = begin(folder, tale, budget={"steps": 200}, validate_every=100)
         run.baselines["uniform"] = guessing

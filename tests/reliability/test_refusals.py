@@ -31,9 +31,9 @@ from charrnn.storage.trained import load_model
 from charrnn.wording import duration
 from tests.conftest import Result, give_memory, make_prose, run_cli
 from tests.reliability.conftest import Promise
-from tests.reliability.runs import CPU, begin, drive, rows, tale
+from tests.reliability.runs import CPU, begin, drive, rows
 
-__all__ = ["tale"]
+pytestmark = pytest.mark.usefixtures("short_samples")
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +55,6 @@ def run(original: Path, tmp_path: Path) -> Path:
     """A copy of the original run."""
     shutil.copytree(original, tmp_path / "run")
     return tmp_path / "run"
-
-
-@pytest.fixture(autouse=True)
-def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(charrnn.runs.training, "SHOWN_LENGTH", 3)
 
 
 def rewrite(run: Path, **changes: Any) -> None:

@@ -28,13 +28,12 @@ from tests.reliability.runs import (
     rows,
     stopped,
     straight,
-    tale,
     tensors,
     whole_state,
 )
 from tests.small import needs_bf16
 
-__all__ = ["tale"]
+pytestmark = pytest.mark.usefixtures("short_samples")
 
 CELLS = ("rnn", "lstm", "gru")
 PASS = 17  # windows in a pass
@@ -47,11 +46,6 @@ def at(step: int) -> Callable[[Run], bool]:
 
 def after_validation(step: int) -> Callable[[Run], bool]:
     return lambda run: run.progress.validated_step == step
-
-
-@pytest.fixture(autouse=True)
-def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(charrnn.runs.training, "SHOWN_LENGTH", 20)
 
 
 class Inside:
