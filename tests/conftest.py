@@ -59,6 +59,10 @@ for name in (
     os.environ.pop(name, None)
 os.environ["TERM"] = "xterm-256color"  # in an editor, or without a terminal, it may be "dumb"
 
+ROOT = Path(__file__).parent.parent
+#: Checkpoints of earlier formats, and the text of their scores.
+GOLDEN_DATA = ROOT / "tests" / "data"
+
 #: Number of Unicode characters: all code points but the surrogates.
 UNICODE = 0x110000 - 0x800
 
@@ -126,8 +130,12 @@ class Result:
 
 Cli = Callable[..., Result]
 
+#: Sizes of a model and of its steps that take a moment.
+SIZES = ("--hidden", 5, "--batch-size", 2, "--bptt", 9)
 #: Options of a training run that is over in a moment.
-QUICK = ("--steps", 3, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
+QUICK = ("--steps", 3, *SIZES)
+#: Options of a run that logs twice.
+SHORT = ("--steps", 20, "--hidden", 9, "--batch-size", 3, "--bptt", 11)
 
 
 def run_cli(*arguments: object, stdin: bytes = b"") -> Result:
@@ -361,7 +369,7 @@ def on_a_full_disk(*words: object) -> tuple[int, str]:
 
 def documented_fields(start: str, column: int = 0) -> set[str]:
     """Return the field names in a column of the first table after ``start`` in docs/cli.md."""
-    page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     table = page.partition(f"\n{start}")[2].partition("|---|")[2].partition("\n\n")[0]
     cells = [row.split("|")[1:][column] for row in table.splitlines()[1:]]
     # Parentheses hold the option without which the field is missing.

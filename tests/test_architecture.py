@@ -8,13 +8,11 @@ import re
 import subprocess
 import sys
 from itertools import groupby
-from pathlib import Path
 
 import pytest
 
-from tests.conftest import ENVIRONMENT
+from tests.conftest import ENVIRONMENT, GOLDEN_DATA, ROOT
 
-ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "charrnn"
 
 #: The modules by their names below ``charrnn``, as ``text.corpus``.
@@ -225,7 +223,7 @@ def test_help_and_wrong_options_do_not_wait_for_torch() -> None:
 
 def test_reading_a_checkpoint_does_not_wait_for_the_compiler_of_torch() -> None:
     """Importing it takes four times as long as all else from torch to the first character."""
-    checkpoint = ROOT / "tests" / "data" / "format-1-lstm.safetensors"
+    checkpoint = GOLDEN_DATA / "format-1-lstm.safetensors"
     codes, modules = loaded_by(["sample", str(checkpoint), "--length", "3"])
     assert codes == [0]
     assert "torch" in modules

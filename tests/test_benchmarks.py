@@ -38,9 +38,8 @@ from charrnn.inference.stepper import NumpyStepper
 from charrnn.network.capture import UpdateResult
 from charrnn.storage.trained import load_model
 from charrnn.text.scanning import scan
-from tests.conftest import make_prose
+from tests.conftest import ROOT, make_prose
 
-ROOT = Path(__file__).parent.parent
 BENCHMARKS = ("streaming", "training_step", "sampling", "time_to_quality")
 
 

@@ -32,7 +32,7 @@ from charrnn.storage.checkpoint import (
     save,
 )
 from charrnn.storage.trained import load_model
-from tests.conftest import refusing
+from tests.conftest import GOLDEN_DATA, ROOT, refusing
 
 DTYPES = (
     torch.float64,
@@ -146,12 +146,11 @@ def test_safetensors_reads_our_files(tmp_path: Path) -> None:
 
 
 def test_the_documentation_s_torch_nn_predicts_what_the_model_does(cell: CellName) -> None:
-    root = Path(__file__).parent.parent
-    page = (root / "docs" / "reliability.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
     for block in page.split("```python\n")[1:]:
         exec(block.split("```")[0], names)
-    path = root / "tests" / "data" / f"format-1-{cell}.safetensors"
+    path = GOLDEN_DATA / f"format-1-{cell}.safetensors"
     model, vocabulary, _ = load_model(path, torch.device("cpu"))
     assert all(layer.bias.abs().min() > 0 for layer in model.layers())
     ids_TB = torch.randint(vocabulary.size, (9, 3), generator=torch.Generator().manual_seed(1))
@@ -165,7 +164,7 @@ def test_the_documentation_s_torch_nn_predicts_what_the_model_does(cell: CellNam
 
 
 def test_the_reader_in_the_documentation_reads_our_files(tmp_path: Path) -> None:
-    page = (Path(__file__).parent.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
     exec(page.split("```python\n")[1].split("```")[0], names)
     path = tmp_path / "a.safetensors"

@@ -32,6 +32,8 @@ from tests.conftest import (
     ENVIRONMENT,
     PATIENCE,
     QUICK,
+    ROOT,
+    SIZES,
     Cli,
     Result,
     command,
@@ -176,7 +178,7 @@ def test_ctrl_c_during_the_imports_ends_it_without_a_word(tmp_path: Path, words:
     (tmp_path / "typer.py").write_text(
         "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
     )
-    paths = os.pathsep.join([str(tmp_path), str(Path(__file__).parent.parent)])
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(
         [sys.executable, *words], capture_output=True, env={**ENVIRONMENT, "PYTHONPATH": paths}
     )
@@ -642,7 +644,7 @@ class TestPipes:
         run = tmp_path / "run"
         # Each validation prints a line; without one, the next line comes after ten seconds.
         often = ("--validate-every", 20)
-        arguments = ("train", "-", "--minutes", 5, *often, *QUICK[2:], "--run", run, *talk)
+        arguments = ("train", "-", "--minutes", 5, *often, *SIZES, "--run", run, *talk)
         with subprocess.Popen(
             command(*arguments),
             stdin=subprocess.PIPE,

@@ -41,12 +41,10 @@ from charrnn.storage.metrics import read_metrics
 from charrnn.storage.reading import TextRecord
 from charrnn.storage.runfolder import RunFolder
 from charrnn.storage.trained import load_model
-from tests.conftest import Cli, documented_fields, make_prose, needs_raw_names, run_cli
+from tests.conftest import SHORT, Cli, documented_fields, make_prose, needs_raw_names, run_cli
 from tests.small import make_result
 
 CPU = torch.device("cpu")
-#: Options of a comparison that takes a moment.
-QUICK = ("--steps", 20, "--hidden", 9, "--batch-size", 3, "--bptt", 11)
 #: Fields that differ between two runs of the same plan.
 TIMES = {
     "seconds",
@@ -393,7 +391,7 @@ class TestPlan:
 def uninterrupted(prose: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished comparison. Read only."""
     folder = tmp_path_factory.mktemp("comparisons") / "whole"
-    done = run_cli("compare", prose, "--run", folder, "--seeds", 2, "--quiet", *QUICK)
+    done = run_cli("compare", prose, "--run", folder, "--seeds", 2, "--quiet", *SHORT)
     assert done.code == 0
     return folder
 
@@ -431,7 +429,7 @@ class TestCompare:
         """Here the test part has only characters that the rest of the text lacks."""
         text, folder = tmp_path / "text", tmp_path / "compared"
         text.write_text(make_prose(1800) + "\u20ac" * 200, encoding="utf-8")
-        done = cli("compare", text, "--run", folder, "--cell", "gru", "--json", *QUICK)
+        done = cli("compare", text, "--run", folder, "--cell", "gru", "--json", *SHORT)
         (run,) = json.loads(done.out)[0]["runs"]
         scored = cli("evaluate", run["run"], "--part", "test", "--baselines", "--json")
         uniform = json.loads(scored.out)[0]["baselines"][0]
@@ -446,7 +444,7 @@ class TestCompare:
         Path("books").mkdir()
         for name in ("a.txt", "books/b.txt"):
             Path(name).write_text(make_prose(300))
-        done = cli("compare", text, "--run", run, *QUICK, "--quiet")
+        done = cli("compare", text, "--run", run, *SHORT, "--quiet")
         assert (done.code, done.out) == (1, "")
         held = tmp_path / ("a.txt" if run == "." else "books/b.txt")
         assert done.err == (
@@ -479,7 +477,7 @@ class TestCompare:
         monkeypatch.setattr("charrnn.commands.watching.watch_comparison", watch)
         (tmp_path / "v[1]").mkdir()
         monkeypatch.chdir(tmp_path / "v[1]")
-        cli("compare", "poems-*.txt", *QUICK)
+        cli("compare", "poems-*.txt", *SHORT)
         assert folders == [Path("checkpoints/poems-compare")]
 
     def test_what_has_no_byte_of_its_own_has_no_bits_a_byte(self, cli: Cli, tmp_path: Path) -> None:
@@ -487,7 +485,7 @@ class TestCompare:
         text, folder = tmp_path / "text", tmp_path / "compared"
         text.write_bytes(b"ab" * 19 + b"\x88\x62")
         shares = ("--valid-share", 0.2, "--test-share", 0.05, "--encoding", "big5hkscs")
-        words = ("--cell", "gru", "--run", folder, *shares, *QUICK, "--json")
+        words = ("--cell", "gru", "--run", folder, *shares, *SHORT, "--json")
         done = cli("compare", text, *words)
         again = cli("compare", "--run", folder, "--resume", "--json")
         assert (done.code, again.code, again.out) == (0, 0, done.out)
@@ -652,7 +650,7 @@ class TestCompare:
         self, cli: Cli, prose: Path, tmp_path: Path
     ) -> None:
         for name in ("valid", "test"):
-            words = ("--run", tmp_path / "run", f"--{name}-share", 0.0001, *QUICK)
+            words = ("--run", tmp_path / "run", f"--{name}-share", 0.0001, *SHORT)
             result = cli("compare", prose, *words)
             assert (result.code, result.err.count("\n")) == (1, 1)
             assert f"--{name}-share 0.0001 of a text of length 6,007 leaves" in result.err
@@ -662,7 +660,7 @@ class TestCompare:
         self, cli: Cli, prose: Path, tmp_path: Path
     ) -> None:
         for number, (more, says) in enumerate([((), True), (("--quiet",), False)]):
-            words = ("--cell", "rnn", "--run", tmp_path / str(number), "--json", *QUICK, *more)
+            words = ("--cell", "rnn", "--run", tmp_path / str(number), "--json", *SHORT, *more)
             done = cli("compare", prose, *words)
             assert len(json.loads(done.out)) == 1
             assert ("--- run 1 of 1\ntext " in done.err) == says
@@ -692,7 +690,7 @@ class TestCompare:
     def test_json_says_what_was_compared_where_and_by_what(
         self, cli: Cli, prose: Path, tmp_path: Path
     ) -> None:
-        words = ("--cell", "gru", "--run", tmp_path / "all", *QUICK, "--precision", "fp32")
+        words = ("--cell", "gru", "--run", tmp_path / "all", *SHORT, "--precision", "fp32")
         (row,) = json.loads(cli("compare", prose, *words, "--json").out)
         assert row["plan"] == json.loads((tmp_path / "all" / "comparison.json").read_text())
         assert [row["plan"][name] for name in ("steps", "device", "precision")] == [
@@ -763,7 +761,7 @@ class TestCompare:
         poison_losses(monkeypatch, failing)
         unread = Mock(side_effect=BrokenPipeError)
         monkeypatch.setattr("charrnn.views.score_view.print_comparison", unread)
-        words = ("--cell", "rnn", "--cell", "gru", "--device", "cpu", *QUICK, "--quiet")
+        words = ("--cell", "rnn", "--cell", "gru", "--device", "cpu", *SHORT, "--quiet")
         assert cli("compare", prose, *words, "--run", tmp_path / "comparison").code == code
         assert unread.called
 
@@ -774,7 +772,7 @@ class TestCompare:
         """A loss is NaN before or after the first save; --lr cannot change when it is resumed."""
         folder = tmp_path / "comparison"
         poison_losses(monkeypatch, {step})
-        words = ("--cell", "rnn", "--cell", "gru", "--device", "cpu", "--run", folder, *QUICK)
+        words = ("--cell", "rnn", "--cell", "gru", "--device", "cpu", "--run", folder, *SHORT)
         done = cli("compare", prose, *words, "--quiet", "--report", tmp_path / "page.html")
         assert done.code == 1
         (said,) = [line for line in done.err.splitlines() if "left out: " in line]
@@ -808,7 +806,7 @@ class TestCompare:
             return replace(scores, nats=next(first, scores.nats))
 
         monkeypatch.setattr("charrnn.runs.comparing.score", poisoned)
-        words = ("--cell", "rnn", "--cell", "gru", "--valid-share", 0, "--run", folder, *QUICK)
+        words = ("--cell", "rnn", "--cell", "gru", "--valid-share", 0, "--run", folder, *SHORT)
         done = cli("compare", prose, *words, "--device", "cpu", "--json")
         assert done.code == 1
         assert [row["cell"] for row in json.loads(done.out)] == ["gru"]
@@ -822,7 +820,7 @@ class TestCompare:
     ) -> None:
         text, folder = tmp_path / "old.txt", tmp_path / "all"
         text.write_bytes(prose.read_bytes())
-        words = ("--cell", "rnn", "--cell", "gru", "--run", folder, *QUICK, "--quiet")
+        words = ("--cell", "rnn", "--cell", "gru", "--run", folder, *SHORT, "--quiet")
         assert cli("compare", text, *words).code == 0
         (folder / "gru-seed1" / "result.json").unlink()  # trained, but not scored
         shutil.rmtree(folder / "rnn-seed1")
@@ -860,7 +858,7 @@ class TestCompare:
     ) -> None:
         valid, folder, page = tmp_path / "out.html", tmp_path / "all", tmp_path / "page.html"
         valid.write_text(make_prose(501, seed=3))
-        words = ("--valid", valid, "--test-share", 0, "--cell", "rnn", "--cell", "gru", *QUICK)
+        words = ("--valid", valid, "--test-share", 0, "--cell", "rnn", "--cell", "gru", *SHORT)
         refused = cli("compare", prose, *words, "--run", folder, "--report", valid)
         assert (refused.code, refused.out) == (2, "")
         assert f"--report {valid} would overwrite what is read" in refused.err
@@ -885,7 +883,7 @@ class TestCompare:
     ) -> None:
         valid, folder = tmp_path / "old.txt", tmp_path / "all"
         valid.write_text(make_prose(501, seed=3))
-        words = ("--valid", valid, "--cell", "rnn", "--cell", "gru", "--run", folder, *QUICK)
+        words = ("--valid", valid, "--cell", "rnn", "--cell", "gru", "--run", folder, *SHORT)
         assert cli("compare", prose, *words, "--quiet").code == 0
         shutil.rmtree(folder / "gru-seed1")
         moved = valid.rename(tmp_path / "new.txt")
@@ -931,7 +929,7 @@ class TestCompare:
         self, cli: Cli, prose: Path, tmp_path: Path
     ) -> None:
         """The user did not give it."""
-        words = ("--cell", "rnn", "--run", tmp_path / "all", *QUICK, "--quiet")
+        words = ("--cell", "rnn", "--run", tmp_path / "all", *SHORT, "--quiet")
         assert cli("compare", prose, *words, "--device", "cpu").code == 0
         plan = tmp_path / "all" / "comparison.json"
         plan.write_text(json.dumps(json.loads(plan.read_text()) | {"device": "cuda"}))
@@ -942,7 +940,7 @@ class TestCompare:
     def test_what_fails_once_a_run_is_trained_says_how_to_go_on(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        words = ("--cell", "rnn", "--run", tmp_path / "all", *QUICK, "--quiet")
+        words = ("--cell", "rnn", "--run", tmp_path / "all", *SHORT, "--quiet")
         with monkeypatch.context() as patch:
             patch.setattr("charrnn.storage.runfolder.write_json", refuse_to_save)
             failed = cli("compare", prose, *words)
@@ -958,7 +956,7 @@ class TestCompare:
         self, cli: Cli, prose: Path, tmp_path: Path, how: str
     ) -> None:
         run = tmp_path / "all" / "rnn-seed1"
-        words = ("--cell", "rnn", "--run", run.parent, *QUICK, "--quiet")
+        words = ("--cell", "rnn", "--run", run.parent, *SHORT, "--quiet")
         assert cli("compare", prose, *words).code == 0
         (run / "result.json").unlink()  # trained, but not scored
         best = run / "best.safetensors"
@@ -979,7 +977,7 @@ class TestCompare:
     ) -> None:
         poison_losses(monkeypatch, set(range(99)))
         words = ("--cell", "rnn", "--cell", "gru", "--device", "cpu", "--run", tmp_path / "run")
-        done = cli("compare", prose, *words, *QUICK, "--quiet")
+        done = cli("compare", prose, *words, *SHORT, "--quiet")
         assert (done.code, done.out) == (1, "")
         lines = done.err.splitlines()
         assert [line.split(":")[0] for line in lines[-3:]] == [
@@ -1057,7 +1055,7 @@ class TestCompare:
 
     def test_seeds_can_be_added(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
         """The results are as if all had been planned at once, even after a stop in an added run."""
-        words = (prose, "--cell", "rnn", "--device", "cpu", *QUICK)
+        words = (prose, "--cell", "rnn", "--device", "cpu", *SHORT)
         whole = cli("compare", *words, "--seeds", 3, "--run", tmp_path / "whole", "--json")
         folder = tmp_path / "grown"
         begun: RunStarted | None = None
@@ -1167,7 +1165,7 @@ class TestCompare:
     ) -> None:
         (tmp_path / "run").mkdir()
         (tmp_path / "run" / left).touch()
-        refused = cli("compare", prose, "--run", tmp_path / "run", *QUICK)
+        refused = cli("compare", prose, "--run", tmp_path / "run", *SHORT)
         assert (refused.code, refused.out) == (1, "")
         go_on = f"charrnn train --run {shlex.quote(str(tmp_path / 'run'))} --resume"
         holds = f"a run already: go on with it with: {go_on}; or choose"
@@ -1188,7 +1186,7 @@ class TestCompare:
         run = uninterrupted / "gru-seed1"
         go_on = f"charrnn compare --run {shlex.quote(str(uninterrupted))} --resume"
         for words, said in (
-            ((prose, *QUICK), "holds a run already: go on with it with"),
+            ((prose, *SHORT), "holds a run already: go on with it with"),
             (("--resume",), "holds no comparison to resume: it holds a run: go on with it with"),
         ):
             refused = cli("compare", *words, "--run", run)
@@ -1196,7 +1194,7 @@ class TestCompare:
             assert f"{run}: {said}: {go_on}" in refused.err
 
     def test_a_file_is_no_folder(self, cli: Cli, prose: Path) -> None:
-        refused = cli("compare", prose, "--run", prose, *QUICK)
+        refused = cli("compare", prose, "--run", prose, *SHORT)
         assert (refused.code, refused.err.count("\n")) == (1, 1)
         assert f"{prose}: is a file: choose a folder with --run" in refused.err
         again = cli("compare", "--run", prose, "--resume")
@@ -1284,7 +1282,7 @@ class TestCompare:
         name = tmp_path / "caf\udce9.txt"
         name.write_bytes(prose.read_bytes())
         words = ("compare", "--run", tmp_path / "run", "--cell", "rnn")
-        assert cli(*words, name, *QUICK).code == 0
+        assert cli(*words, name, *SHORT).code == 0
         assert cli("compare", "--run", tmp_path / "run", "--resume").code == 0
 
     def test_other_sizes_are_not_mixed_in(self, prose: Path, tmp_path: Path) -> None:
@@ -1348,13 +1346,13 @@ class TestCompare:
         """Even one in the folder of the last run is refused before anything is trained."""
         (tmp_path / "gru-seed1").mkdir()
         (tmp_path / "gru-seed1" / left).write_text("{}")
-        done = cli("compare", prose, "--run", tmp_path, *QUICK)
+        done = cli("compare", prose, "--run", tmp_path, *SHORT)
         assert (done.code, done.err.count("\n")) == (1, 1)
         assert f"{tmp_path}/gru-seed1: holds a run already" in done.err
         assert list(tmp_path.iterdir()) == [tmp_path / "gru-seed1"]
 
     def test_a_folder_is_compared_in_once(self, cli: Cli, prose: Path, uninterrupted: Path) -> None:
-        done = cli("compare", prose, "--run", uninterrupted, *QUICK)
+        done = cli("compare", prose, "--run", uninterrupted, *SHORT)
         assert done.code == 1
         assert "holds a comparison already" in done.err
 
@@ -1418,7 +1416,7 @@ class TestCompare:
         self, cli: Cli, prose: Path, tmp_path: Path, log: str
     ) -> None:
         words = ("compare", "--run", tmp_path, "--device", "cpu")
-        assert cli(*words, prose, "--cell", "rnn", *QUICK).code == 0
+        assert cli(*words, prose, "--cell", "rnn", *SHORT).code == 0
         (tmp_path / "rnn-seed1" / "result.json").unlink()
         (tmp_path / "rnn-seed1" / "metrics.jsonl").write_text(log)
         done = cli(*words, "--resume", "--quiet")

@@ -46,7 +46,7 @@ from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.display import Display, _LiveTerminal, open_display
 from charrnn.views.terminal import Output, in_rows, say_on, to_json
 from charrnn.wording import duration, printable
-from tests.conftest import ENVIRONMENT, refusing
+from tests.conftest import ENVIRONMENT, ROOT, refusing
 
 POSITION = {"step": 1200, "epoch": 2.5, "characters": 61_200, "seconds": 185.0}
 LOGGED = Logged(
@@ -530,7 +530,7 @@ class TestJson:
     def test_the_page_has_the_fields_of_every_event(
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        page = (Path(__file__).parent.parent / "docs" / "cli.md").read_text(encoding="utf-8")
+        page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
         table = page.partition("| event | fields |")[2].partition("\n\n")[0]
         promised = {
             event: re.findall(r"\w+", fields.partition(", and a row")[0])

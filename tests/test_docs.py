@@ -31,10 +31,9 @@ from charrnn.runs.comparison import RunResult
 from charrnn.runs.planning import LEAST_TIMED
 from charrnn.runs.schedule import LEAST_SCORED, Schedule
 from charrnn.storage.reading import MOST_FILES
-from tests.conftest import Cli, documented_fields, make_prose, write
+from tests.conftest import GOLDEN_DATA, ROOT, Cli, documented_fields, make_prose, write
 from tests.promises import PROMISES
 
-ROOT = Path(__file__).parent.parent
 LISTED = (
     subprocess.run(
         ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -335,7 +334,7 @@ def test_the_readme_s_python_does_what_it_says(
 ) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     sampled, likely, scored = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    golden = str(ROOT / "tests" / "data" / "format-1-lstm.safetensors")
+    golden = str(GOLDEN_DATA / "format-1-lstm.safetensors")
     shown = "checkpoints/poems-lstm"
     assert shown in sampled
     letters = write(tmp_path / "letters.txt", make_prose(500))

@@ -26,6 +26,7 @@ from charrnn.storage.trained import load_model
 from charrnn.text.corpus import Corpus
 from charrnn.text.scanning import _scan_file, scan
 from tests.conftest import (
+    GOLDEN_DATA,
     QUICK,
     Cli,
     documented_fields,
@@ -456,8 +457,7 @@ class TestEvaluate:
         assert "inspecting on mps\n" in cli(*words).err
 
     def test_models_are_told_apart_as_their_prices_say(self, cli: Cli, tmp_path: Path) -> None:
-        golden = Path(__file__).parent / "data"
-        models = [golden / f"format-1-{cell}.safetensors" for cell in ("rnn", "gru")]
+        models = [GOLDEN_DATA / f"format-1-{cell}.safetensors" for cell in ("rnn", "gru")]
         text = write(tmp_path / "text", make_prose(FEWEST_BLOCKS * SHORTEST_BLOCK + 1))
         rows = json.loads(cli("evaluate", *models, "--text", text, "--exact", "--json").out)
         (found,) = rows[0]["differences"] + rows[1]["differences"]

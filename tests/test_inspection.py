@@ -58,7 +58,7 @@ from charrnn.views.inspection_words import (
     unit_lines,
     units_say,
 )
-from tests.conftest import Cli, Result, make_prose
+from tests.conftest import QUICK, Cli, Result, make_prose
 from tests.pages import contrast
 from tests.small import ALPHABET, VOCABULARY, make_model, make_stretch, zero_
 
@@ -611,7 +611,7 @@ class TestCommand:
     ) -> None:
         """Its seed, for the initial weights, and whether its windows began at the zero state."""
         run = tmp_path / "run"
-        options = ("--cell", "gru", "--steps", 3, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
+        options = ("--cell", "gru", *QUICK)
         trained = cli("train", prose, "--run", run, *options, "--seed", 5, "--reset-state")
         assert trained.code == 0
         only = ("--only", "flow", "--only", "memory")
@@ -715,7 +715,7 @@ class TestCommand:
 
     def test_a_plain_rnn_has_no_gates(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
-        words = ("--cell", "rnn", "--steps", 3, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
+        words = ("--cell", "rnn", *QUICK)
         cli("train", prose, "--run", run, *words)
         result = cli("inspect", run, "--part", "valid", "--only", "gates")
         assert (result.code, result.out) == (0, "")

@@ -61,9 +61,8 @@ from lesson.section import (
     percent,
 )
 from lesson.windows import _of_whole, judge_window, window
-from tests.conftest import ENVIRONMENT, make_prose
+from tests.conftest import ENVIRONMENT, ROOT, make_prose
 
-ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "lesson.md"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.promises import PROMISES
 
 TESTS = """
@@ -25,11 +26,10 @@ def session(folder: Path, numbers: list[str], *options: str) -> tuple[int, str]:
     (folder / "checks").mkdir(exist_ok=True)
     (folder / "checks" / "test_all.py").write_text(TESTS.format(numbers=numbers))
     (folder / "pytest.ini").write_text("[pytest]\ntestpaths = checks\n")
-    root = str(Path(__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "tests.promises", *options],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": root, "PYTEST_ADDOPTS": ""},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""},
         capture_output=True,
         text=True,
     )

@@ -26,7 +26,7 @@ from charrnn.compute.compiler import compile_library
 from charrnn.compute.device import multiplies_bf16
 from charrnn.compute.machine import machine
 from charrnn.compute.trials import Fastest
-from tests.conftest import Cli, compiler_of, compiles, loops_for
+from tests.conftest import QUICK, Cli, compiler_of, compiles, loops_for
 
 T, B, H = 9, 23, 37
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
@@ -504,9 +504,8 @@ def test_every_command_does_without_c_where_none_is_wanted(
     monkeypatch.setenv("CC", shlex.join(script(tmp_path / "cc", 'touch "$0 ran"; exit 1')))
     monkeypatch.setattr("charrnn.inference.stepper._steps_in_numpy", lambda *_, **__: 3)
     run = tmp_path / "run"
-    small = ("--steps", 2, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
     for words in (
-        ("train", prose, "--run", run, "--cell", cell, *small),
+        ("train", prose, "--run", run, "--cell", cell, *QUICK),
         ("evaluate", run, "--part", "valid", "--exact", "--dynamic"),
         ("inspect", run, "--part", "valid"),
         ("sample", run, "--length", 9),
@@ -544,8 +543,7 @@ def test_loops_for_any_processor_are_told(
     usual = shlex.join(compiler.find_compiler())
     says = 'case "$*" in *-march*) echo "Error: no such instruction" >&2; exit 1;; esac'
     monkeypatch.setenv("CC", shlex.join(script(tmp_path / "cc", f'{says}\nexec {usual} "$@"')))
-    small = ("--steps", 2, "--hidden", 5, "--batch-size", 2, "--bptt", 9)
-    said = cli("train", prose, "--run", tmp_path / "run", *small).err
+    said = cli("train", prose, "--run", tmp_path / "run", *QUICK).err
     assert (
         f"note: training is slower than it could be: {tmp_path / 'cc'} does not compile for this "
         "processor: Error: no such instruction\n"

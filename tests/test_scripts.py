@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
+from tests.conftest import ROOT
+
+SCRIPTS = ROOT / "scripts"
 
 
 @pytest.mark.parametrize("name", ["demo", "lesson", "test"])

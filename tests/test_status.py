@@ -26,10 +26,10 @@ from charrnn.runs.status import read_status
 from charrnn.storage.checkpoint import load, save
 from charrnn.views.run_words import status_lines
 from charrnn.views.terminal import print_words, to_json
-from tests.conftest import Cli, Result, documented_fields
+from tests.conftest import GOLDEN_DATA, SIZES, Cli, Result, documented_fields
 from tests.reliability.test_refusals import ODD, changed, leaves
 
-SMALL = ("--hidden", 5, "--batch-size", 2, "--bptt", 9, "--precision", "fp32")
+SMALL = (*SIZES, "--precision", "fp32")
 
 Run = Callable[..., Path]
 
@@ -281,7 +281,7 @@ def test_anything_in_a_description(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """Each leaf of the description is replaced by odd values: it is refused in a line, or shown."""
     monkeypatch.setattr("os.fsync", lambda _fd: None)
     path = tmp_path / LAST
-    whole = load(Path(__file__).parent / "data" / "format-1-lstm.safetensors")
+    whole = load(GOLDEN_DATA / "format-1-lstm.safetensors")
     whole.meta["processor"] = "any"  # a field newer than this file
     for leaf in leaves(whole.meta):
         for odd in ODD:

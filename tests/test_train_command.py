@@ -27,6 +27,7 @@ from charrnn.storage.trained import load_model
 from tests.conftest import (
     ENVIRONMENT,
     QUICK,
+    SIZES,
     Cli,
     Result,
     command,
@@ -373,7 +374,7 @@ class TestTrain:
         assert result.rows[0]["valid_characters"] == 200
         assert result.rows[0]["test_characters"] == 100
         started = cli("train", "--run", run, "--resume", "--steps", 5, "--json").rows[0]
-        assert (started["step"], started["test_characters"]) == (QUICK[1], 100)
+        assert (started["step"], started["test_characters"]) == (3, 100)
         _, vocabulary, _ = load_model(run, torch.device("cpu"))
         assert "☃" not in vocabulary.characters
 
@@ -526,7 +527,7 @@ class TestTrain:
     ) -> None:  # fmt: skip
         monkeypatch.setattr("charrnn.runs.training.SAVE_SHARE", 1e9)  # saves after every validation
         result = cli(
-            "train", prose, "--run", tmp_path, "--steps", 20, "--validate-every", 4, *QUICK[2:],
+            "train", prose, "--run", tmp_path, "--steps", 20, "--validate-every", 4, *SIZES,
             *words,
         )  # fmt: skip
         assert result.code == 0
@@ -535,7 +536,7 @@ class TestTrain:
     def test_minutes_are_wall_clock(self, cli: Cli, prose: Path, tmp_path: Path) -> None:
         run = tmp_path / "run"
         started = time.monotonic()
-        result = cli("train", prose, "--run", run, "--minutes", 0.02, *QUICK[2:])
+        result = cli("train", prose, "--run", run, "--minutes", 0.02, *SIZES)
         took = time.monotonic() - started
         assert result.code == 0
         assert "planned" in result.err
@@ -545,7 +546,9 @@ class TestTrain:
     def test_starts_from_a_checkpoint(self, cli: Cli, trained: Path, tmp_path: Path) -> None:
         other = tmp_path / "other.txt"
         other.write_text(make_prose(980, seed=2) + "ÄÄÄÄÄÄÄÄÄ" + "b" * 11, encoding="utf-8")
-        result = cli("train", other, "--init-from", trained, "--run", tmp_path / "run", *QUICK[:2])
+        result = cli(
+            "train", other, "--init-from", trained, "--run", tmp_path / "run", "--steps", 3
+        )
         assert result.code == 0
         before, vocabulary, _ = load_model(trained, torch.device("cpu"))
         after, kept, _ = load_model(tmp_path / "run", torch.device("cpu"))
@@ -561,7 +564,7 @@ class TestTrain:
         self, cli: Cli, prose: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("charrnn.runs.assembling.memory_bytes", lambda: 1000)
-        words = ("train", prose, "--run", tmp_path / "run", *QUICK[:2])
+        words = ("train", prose, "--run", tmp_path / "run", "--steps", 3)
         smaller = "available: give a smaller"
         assert one_line(cli(*words)).endswith(
             f"{smaller} --hidden, --embedding, --layers, --batch-size or --bptt\n"
@@ -615,7 +618,7 @@ class TestTrain:
         self, cli: Cli, prose: Path, trained: Path, tmp_path: Path
     ) -> None:
         words = ("--init-from", trained, "--run", tmp_path / "run", "--lr", 9)
-        result = cli("train", prose, *words, *QUICK[:2])
+        result = cli("train", prose, *words, "--steps", 3)
         assert result.code == 0
         said = "no update improved on the weights the run began with: try a lower --lr\n"
         best, after = result.err.splitlines(keepends=True)[-3:-1]
@@ -627,7 +630,7 @@ class TestTrain:
         """The last 601 of 6,007 characters were held out when the weights were trained."""
         run, more = tmp_path / "run", tmp_path / "more"
         options = ("--init-from", trained, "--test-share", 0.1, "--run", run, "--lr", 9)
-        result = cli("train", prose, *options, *QUICK[:2])
+        result = cli("train", prose, *options, "--steps", 3)
         assert (
             f"note: 601 of the 1,202 characters held out are what {trained} was trained on, and "
             "their loss flatters the model: hold out another text with --valid\n"
@@ -639,7 +642,7 @@ class TestTrain:
         # This run, and runs that start from it, still know what the weights were trained on before.
         other = tmp_path / "other"
         other.write_text(make_prose(900, seed=2))
-        result = cli("train", other, "--init-from", run, "--run", more, *QUICK[:2])
+        result = cli("train", other, "--init-from", run, "--run", more, "--steps", 3)
         assert "characters held out" not in result.err
         began = "the model began with weights that were trained on"
         result = cli("evaluate", run, "--part", "valid")
@@ -662,7 +665,7 @@ class TestTrain:
         before, after = texts if first_all else reversed(texts)
         run = tmp_path / "run"
         assert cli("train", before, "--run", run, *QUICK).code == 0
-        options = ("--run", tmp_path / "next", "--valid-share", 0.6, *QUICK[:2])
+        options = ("--run", tmp_path / "next", "--valid-share", 0.6, "--steps", 3)
         result = cli("train", after, "--init-from", run, *options)
         # Held out: the last 600 of 1,000, all known; or 800 to 2,001, known up to 900.
         number = "600 of the 600" if first_all else "100 of the 1,201"
@@ -692,9 +695,9 @@ class TestTrain:
     def test_the_folder_is_named_after_the_cell_it_starts_from(
         self, cli: Cli, prose: Path, empty_folder: Path
     ) -> None:
-        first = cli("train", prose, "--cell", "gru", *QUICK[:4])
+        first = cli("train", prose, "--cell", "gru", "--steps", 3, "--hidden", 5)
         assert first.out == "checkpoints/prose-gru\n"
-        second = cli("train", prose, "--init-from", "checkpoints/prose-gru", *QUICK[:2])
+        second = cli("train", prose, "--init-from", "checkpoints/prose-gru", "--steps", 3)
         assert second.out == "checkpoints/prose-gru-2\n"
         shutil.rmtree(empty_folder / "checkpoints")
 
@@ -716,7 +719,7 @@ class TestTrain:
         other = tmp_path / "other.txt"
         other.write_text("Ä" * unknown + make_prose(1000 - unknown), encoding="latin-1")
         words = ("--init-from", trained, "--encoding", "latin-1", "--run", tmp_path / "run")
-        result = cli("train", other, *words, *QUICK[:2])
+        result = cli("train", other, *words, "--steps", 3)
         assert f"it knows {said}" in result.err
 
     def test_a_text_in_another_encoding_is_read_in_it_from_then_on(
@@ -739,5 +742,5 @@ class TestTrain:
         self, cli: Cli, of_bytes: Path, prose: Path, tmp_path: Path
     ) -> None:
         run = tmp_path / "run"
-        assert cli("train", prose, "--init-from", of_bytes, "--run", run, *QUICK[:2]).code == 0
+        assert cli("train", prose, "--init-from", of_bytes, "--run", run, "--steps", 3).code == 0
         assert load_model(run, torch.device("cpu"))[1].is_bytes

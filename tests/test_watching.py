@@ -22,10 +22,9 @@ from charrnn.runs.events import Event, Finished, Logged
 from charrnn.runs.run import Run
 from charrnn.storage.checkpoint import read_description
 from charrnn.views.display import Display, _Notes
-from tests.conftest import Cli, Result, make_prose
+from tests.conftest import SHORT, Cli, Result, make_prose
 
-#: Options of a training that logs twice.
-QUICK = ("--steps", 20, "--hidden", 9, "--batch-size", 3, "--bptt", 11, "--device", "cpu")
+OPTIONS = (*SHORT, "--device", "cpu")
 #: For the errno of the first refusal: the exit code and the last words.
 HOW_IT_ENDS = pytest.mark.parametrize(
     ("number", "code", "says"),
@@ -86,7 +85,7 @@ class TestRun:
     ) -> None:  # fmt: skip
         display.refuses = {Logged: number, Finished: errno.ENOSPC}
         run = tmp_path / "run"
-        done = cli("train", prose, "--run", run, *QUICK)
+        done = cli("train", prose, "--run", run, *OPTIONS)
         assert (done.code, done.out) == (code, "")
         go_on = f"charrnn train --run {shlex.quote(str(run))} --resume"
         why = "the run is saved" if says else "nobody reads the output any more"
@@ -100,7 +99,7 @@ class TestRun:
         says: str,
     ) -> None:  # fmt: skip
         display.refuses = {"start": number}
-        done = cli("train", prose, "--run", tmp_path / "run", *QUICK)
+        done = cli("train", prose, "--run", tmp_path / "run", *OPTIONS)
         assert (done.code, done.out, done.err) == (code, "", says)
         assert not list(tmp_path.rglob("*.safetensors"))
 
@@ -110,7 +109,7 @@ class TestRun:
     ) -> None:
         display.refuses = {Finished: number}
         run = tmp_path / "run"
-        done = cli("train", prose, "--run", run, *QUICK)
+        done = cli("train", prose, "--run", run, *OPTIONS)
         assert (done.code, done.out) == (code, "")
         assert read_description(run / "last.safetensors").meta["step"] == 20
 
@@ -126,7 +125,7 @@ class TestRun:
 
         monkeypatch.setattr(_Notes, "show", signalled)
         run = tmp_path / "run"
-        done = cli("train", prose, "--run", run, "--quiet", *QUICK)
+        done = cli("train", prose, "--run", run, "--quiet", *OPTIONS)
         go_on = f"go on with: charrnn train --run {shlex.quote(str(run))} --resume\n"
         assert done.without_notes == Result(130, "", go_on)
 
@@ -139,7 +138,7 @@ class TestComparison:
     ) -> None:  # fmt: skip
         display.refuses = {Logged: number, Finished: errno.ENOSPC}
         folder = tmp_path / "all"
-        done = cli("compare", prose, "--cell", "rnn", "--run", folder, *QUICK)
+        done = cli("compare", prose, "--cell", "rnn", "--run", folder, *OPTIONS)
         assert (done.code, done.out) == (code, "")
         go_on = (
             f"go on with: charrnn compare --run {shlex.quote(str(folder))} --resume --device cpu\n"
@@ -155,7 +154,7 @@ class TestComparison:
         says: str,
     ) -> None:  # fmt: skip
         display.refuses = {"start": number}
-        done = cli("compare", prose, "--cell", "rnn", "--run", tmp_path / "all", *QUICK)
+        done = cli("compare", prose, "--cell", "rnn", "--run", tmp_path / "all", *OPTIONS)
         assert (done.code, done.out) == (code, "")
         assert done.err.endswith(says or "--resume --device cpu\n")
         assert not list(tmp_path.rglob("*.safetensors"))
@@ -176,7 +175,7 @@ class TestComparison:
         monkeypatch.setattr("charrnn.runs.comparing.score", scored)
         monkeypatch.setattr(watching, "say", lambda line: display.done.append(line.split(":")[0]))
         words = ("--cell", "rnn", "--cell", "gru", "--run", tmp_path / "all")
-        assert cli("compare", prose, *words, *QUICK).code == 1
+        assert cli("compare", prose, *words, *OPTIONS).code == 1
         note, *done = (what for what, _ in groupby(display.done))
         assert note == "note"
         assert done == ["start", "close", "start", "close", "gru, seed 1, is left out", "close"]
@@ -185,7 +184,7 @@ class TestComparison:
 def test_of_each_run_of_a_comparison_what_is_new_is_told(
     cli: Cli, prose: Path, tmp_path: Path
 ) -> None:
-    words = ("--cell", "rnn", "--cell", "gru", "--seeds", 2, "--run", tmp_path / "all", *QUICK)
+    words = ("--cell", "rnn", "--cell", "gru", "--seeds", 2, "--run", tmp_path / "all", *OPTIONS)
     lines = cli("compare", prose, *words).err.splitlines()
     labels = [line.split()[0] for line in lines]
     of_each = ("update", "run", "done")
@@ -199,7 +198,7 @@ def test_of_each_run_of_a_comparison_what_is_new_is_told(
 def test_a_quiet_comparison_says_the_notes_of_its_runs_once(cli: Cli, tmp_path: Path) -> None:
     text = tmp_path / "text"
     text.write_text(make_prose(2999).replace("\n", "\r\n"), newline="")
-    words = ("--cell", "rnn", "--cell", "gru", "--run", tmp_path / "all", "--quiet", *QUICK)
+    words = ("--cell", "rnn", "--cell", "gru", "--run", tmp_path / "all", "--quiet", *OPTIONS)
     done = cli("compare", text, *words)
     assert done.code == 0
     assert done.err.count("note: ") == len(done.err.splitlines())
@@ -223,7 +222,7 @@ def test_a_signal_that_ends_the_reader_too_is_what_counts(
     display.refuses = {Logged: errno.EPIPE, **({"close": errno.EIO} if hung_up else {})}
     monkeypatch.setattr(display, "show", signalled)
     name, *options = words
-    assert cli(name, prose, *options, "--run", tmp_path / "run", *QUICK).code == 130
+    assert cli(name, prose, *options, "--run", tmp_path / "run", *OPTIONS).code == 130
 
 
 class TestPause:

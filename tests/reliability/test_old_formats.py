@@ -10,15 +10,13 @@ from typing import Any
 import pytest
 
 from charrnn.storage.checkpoint import FORMAT, load
-from tests.conftest import Result, run_cli
+from tests.conftest import GOLDEN_DATA, Result, run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.runs import rows
 
-DATA = Path(__file__).parent.parent / "data"
-
 GOLDEN: dict[str, dict[str, Any]] = {
     name: {**golden, "charrnn": made["charrnn"], "format": made["format"]}
-    for file in sorted(DATA.glob("format-*.json"))
+    for file in sorted(GOLDEN_DATA.glob("format-*.json"))
     for made in [json.loads(file.read_text())]
     for name, golden in made["checkpoints"].items()
 }
@@ -32,7 +30,7 @@ def test_every_format_has_its_checkpoints() -> None:
 @pytest.mark.parametrize("name", GOLDEN)
 def test_an_old_checkpoint(name: str, tmp_path: Path, promise: Promise) -> None:
     golden = GOLDEN[name]
-    file = DATA / name
+    file = GOLDEN_DATA / name
     assert load(file).versions["charrnn"] == golden["charrnn"]
 
     length = len(golden["sample"])
@@ -40,14 +38,14 @@ def test_an_old_checkpoint(name: str, tmp_path: Path, promise: Promise) -> None:
     sampled = run_cli("sample", file, *options)
     assert (sampled.code, sampled.out) == (0, golden["sample"])
 
-    scored = run_cli("evaluate", file, "--text", DATA / "tale.txt", "--json")
+    scored = run_cli("evaluate", file, "--text", GOLDEN_DATA / "tale.txt", "--json")
     (row,) = json.loads(scored.out)
     assert row["nats_per_char"] == pytest.approx(golden["nats_per_char"], abs=1e-4)
 
     run = tmp_path / "run"
     run.mkdir()
     shutil.copy(file, run / "last.safetensors")
-    text = DATA / "tale.txt"
+    text = GOLDEN_DATA / "tale.txt"
     more = ["--steps", golden["step"] + 20, "--lr", golden["resumed"]["lr"], "--quiet"]
     resumed = run_cli("train", text, "--run", run, "--resume", *more)
     assert resumed.without_notes == Result(0, f"{run}\n", "")
