@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -165,9 +165,17 @@ def command(*arguments: object) -> list[str]:
 
 
 def run_process(*arguments: object, stdin: bytes = b"", folder: Path | None = None) -> Result:
-    done = subprocess.run(
-        command(*arguments), input=stdin, capture_output=True, cwd=folder, env=ENVIRONMENT
-    )
+    """Run a command in a process of its own."""
+    return _finished(command(*arguments), input=stdin, cwd=folder)
+
+
+def run_code(code: str, *arguments: object, environment: Mapping[str, str] = ENVIRONMENT) -> Result:
+    """Run a Python program in a process of its own."""
+    return _finished([sys.executable, "-c", code, *map(str, arguments)], env=environment)
+
+
+def _finished(words: list[str], **options: Any) -> Result:
+    done = subprocess.run(words, capture_output=True, **{"env": ENVIRONMENT, **options})
     return Result(done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode())
 
 

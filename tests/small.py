@@ -17,6 +17,7 @@ from charrnn.compute.device import multiplies_bf16
 from charrnn.config import CellName, ModelConfig
 from charrnn.network.model import CharModel
 from charrnn.runs.comparison import RunResult
+from charrnn.storage.checkpoint import Checkpoint
 from charrnn.text.vocabulary import Vocabulary
 
 ALPHABET = "abcd ()\n"
@@ -75,6 +76,11 @@ def zero_(model: CharModel) -> CharModel:
             for weight in cell.parameters():
                 weight.zero_()
     return model
+
+
+def make_state(step: int, elements: int = 3) -> Checkpoint:
+    """Return a checkpoint that shows its step in its weights and in its description."""
+    return Checkpoint({"model.weight": torch.full((elements,), float(step))}, {"step": step})
 
 
 def make_result(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import ast
 import json
 import re
-import subprocess
 import sys
 from itertools import groupby
 
 import pytest
 
-from tests.conftest import ENVIRONMENT, GOLDEN_DATA, ROOT
+from tests.conftest import GOLDEN_DATA, ROOT, run_code
 
 PACKAGE = ROOT / "charrnn"
 
@@ -200,13 +199,9 @@ def loaded_by(*commands: list[str]) -> tuple[list[int], set[str]]:
         "codes = [run_command(words) for words in json.loads(sys.argv[1])]; "
         "sys.stderr.write(json.dumps([codes, sorted(sys.modules)]))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(commands)],
-        capture_output=True,
-        env=ENVIRONMENT,
-        check=True,
-    )
-    codes, modules = json.loads(done.stderr.splitlines()[-1])
+    done = run_code(program, json.dumps(commands))
+    assert done.code == 0, done.err
+    codes, modules = json.loads(done.err.splitlines()[-1])
     return codes, set(modules)
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,6 +43,7 @@ from tests.conftest import (
     on_a_full_disk,
     one_line,
     read_until,
+    run_code,
     run_unread,
 )
 
@@ -151,13 +153,11 @@ class TestHelp:
         assert row["nats_per_char"] == pytest.approx(right["nats_per_char"], rel=1e-5)
 
     def test_freed_memory_is_kept(self) -> None:
-        code = (
+        done = run_code(
             "import sys\nfrom charrnn import cli\nsys.argv[1:] = ['--version']\n"
             "cli.keep_freed_memory = lambda: print('kept')\ncli.main()"
         )
-        words = [sys.executable, "-c", code]
-        done = subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT)
-        assert done.stdout == f"kept\ncharrnn {__version__}\n"
+        assert done == Result(0, f"kept\ncharrnn {__version__}\n", "")
 
     def test_version(self, cli: Cli) -> None:
         assert cli("--version") == Result(0, f"charrnn {__version__}\n", "")
@@ -165,10 +165,9 @@ class TestHelp:
 
 def test_on_windows_it_says_where_it_runs() -> None:
     """It does so before it imports modules that Windows lacks."""
-    code = "import sys\nfrom charrnn.__main__ import main\nsys.platform = 'win32'\nmain()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_code("import sys\nfrom charrnn.__main__ import main\nsys.platform = 'win32'\nmain()")
     said = "charrnn: Windows lacks what it needs: use it in WSL (README.md)\n"
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    assert done == Result(1, "", said)
 
 
 @pytest.mark.parametrize(
@@ -203,13 +202,12 @@ main()
 
 def test_ctrl_c_after_the_last_line_changes_nothing() -> None:
     """Python would end with exit code 0 and a traceback from what a library does at exit."""
-    code = (
+    done = run_code(
         "import atexit, os, signal, sys; from charrnn import cli; sys.argv[1:] = ['--version'];"
         "atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT)); cli.main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("charrnn ")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("charrnn ")
 
 
 @pytest.mark.parametrize(
@@ -227,10 +225,7 @@ def test_ctrl_c_while_numpy_is_imported_ends_the_command(
 ) -> None:
     """When torch imports numpy, it swallows all exceptions and goes on with half of it."""
     arguments = shlex.split(words.format(trained=trained, prose=prose))
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, *arguments], capture_output=True, env=ENVIRONMENT
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+    assert run_code(INTERRUPTED, *arguments) == Result(130, "", "")
 
 
 class TestBadInput:
@@ -251,6 +246,21 @@ class TestBadInput:
             paths[name].write_bytes(data)
         paths["hollow"].mkdir()
         return {**paths, "trained": trained}
+
+    @pytest.fixture
+    def stopped_by(
+        self, cli: Cli, trained: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[[Exception], str]:
+        """Return a function that returns what a command says that an error stops."""
+
+        def say(error: Exception) -> str:
+            loading = mock.Mock(side_effect=error)
+            monkeypatch.setattr("charrnn.storage.trained.load_model", loading)
+            result = cli("sample", trained)
+            assert result.code == 1
+            return one_line(result)
+
+        return say
 
     @pytest.mark.parametrize(
         ("words", "code", "says"),
@@ -480,12 +490,9 @@ class TestBadInput:
         ],
     )
     def test_memory_that_is_refused(
-        self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch, error: Exception
+        self, stopped_by: Callable[[Exception], str], error: Exception
     ) -> None:
-        monkeypatch.setattr("charrnn.storage.trained.load_model", mock.Mock(side_effect=error))
-        result = cli("sample", texts["trained"])
-        assert one_line(result) == "charrnn: out of memory: close other programs\n"
-        assert result.code == 1
+        assert stopped_by(error) == "charrnn: out of memory: close other programs\n"
 
     def test_memory_that_is_refused_to_a_training(
         self, cli: Cli, texts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -532,44 +539,32 @@ class TestBadInput:
         assert result.code == 1
 
     def test_a_python_without_a_module_of_its_own(
-        self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+        self, stopped_by: Callable[[Exception], str]
     ) -> None:
         """As where Python was compiled without the headers of xz."""
         error = ModuleNotFoundError("No module named '_lzma'", name="_lzma")
-        monkeypatch.setattr("charrnn.storage.trained.load_model", mock.Mock(side_effect=error))
-        result = cli("sample", texts["trained"])
-        assert one_line(result) == "charrnn: this Python was built without _lzma: use another one\n"
-        assert result.code == 1
+        said = "charrnn: this Python was built without _lzma: use another one\n"
+        assert stopped_by(error) == said
 
     @pytest.mark.parametrize("kind", [ImportError, OSError])
     def test_a_library_that_cannot_be_loaded(
-        self,
-        cli: Cli,
-        texts: dict[str, Path],
-        monkeypatch: pytest.MonkeyPatch,
-        kind: type[Exception],
+        self, stopped_by: Callable[[Exception], str], kind: type[Exception]
     ) -> None:
         error = kind("libtorch_cpu.so: failed to map segment from shared object")
-        monkeypatch.setattr("charrnn.storage.trained.load_model", mock.Mock(side_effect=error))
-        result = cli("sample", texts["trained"])
-        assert one_line(result) == (
+        assert stopped_by(error) == (
             "charrnn: a library cannot be loaded: libtorch_cpu.so: failed to map segment from "
             "shared object: there is too little memory (ulimit -v shows the limit), or "
             "charrnn needs to be installed again\n"
         )
-        assert result.code == 1
 
     def test_a_mistake_of_ours_is_one_line_too(
-        self, cli: Cli, texts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+        self, stopped_by: Callable[[Exception], str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         error = KeyError("weight\nmissing")
-        monkeypatch.setattr("charrnn.storage.trained.load_model", mock.Mock(side_effect=error))
-        result = cli("sample", texts["trained"])
-        assert "this is a fault in charrnn, KeyError" in one_line(result)
-        assert result.code == 1
+        assert "this is a fault in charrnn, KeyError" in stopped_by(error)
         monkeypatch.setenv("CHARRNN_TRACEBACK", "1")
         with pytest.raises(KeyError):
-            cli("sample", texts["trained"])
+            stopped_by(error)
 
 
 @pytest.mark.slow

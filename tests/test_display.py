@@ -113,6 +113,12 @@ def said(run: Run, event: Event, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().err
 
 
+def said_first(run: Run, capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what the plain display says about a run on stderr before its first step."""
+    open_display(as_json=False, quiet=False).start(run)
+    return capsys.readouterr().err
+
+
 class TestPlain:
     @pytest.fixture
     def lines(self, run: Run, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -215,8 +221,7 @@ class TestPlain:
         run.config = replace(run.config, minutes=None, steps=100)
         held = "dropout 0.6 (2 masks), weight drop 0.48, weight decay 0.2, loss temperature 0.91"
         for run.resumed in (False, True):
-            open_display(as_json=False, quiet=False).start(run)
-            assert f", {held}, seed 1\n" in capsys.readouterr().err
+            assert f", {held}, seed 1\n" in said_first(run, capsys)
             assert (said(run, Planned(100, 10, 601), capsys) != "") == run.resumed
         (line,) = said(run, Planned(100, 10, 601), capsys).splitlines()
         assert line == (
@@ -248,8 +253,7 @@ class TestPlain:
         self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(Run, "device", torch.device("mps"))
-        open_display(as_json=False, quiet=False).start(run)
-        assert f"\ndevice  mps, {run.config.precision}; 60 minutes\n" in capsys.readouterr().err
+        assert f"\ndevice  mps, {run.config.precision}; 60 minutes\n" in said_first(run, capsys)
 
     @pytest.mark.parametrize(
         ("scored", "of"),
@@ -308,14 +312,12 @@ class TestPlain:
 
     def test_says_that_none_is_held_out(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         run.valid, run.text = None, replace(run.text, valid=None)
-        open_display(as_json=False, quiet=False).start(run)
-        first = capsys.readouterr().err.splitlines()[0]
+        first = said_first(run, capsys).splitlines()[0]
         assert first.endswith("5,406 characters to train on, none held out")
 
     def test_says_what_is_kept_to_test(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
         run.text = replace(run.text, test=(5000, 6007))
-        open_display(as_json=False, quiet=False).start(run)
-        first = capsys.readouterr().err.splitlines()[0]
+        first = said_first(run, capsys).splitlines()[0]
         assert first.endswith("601 held out to validate, 1,007 to test")
 
     @pytest.mark.parametrize("decay_embedding", [False, True])
@@ -328,15 +330,12 @@ class TestPlain:
         )  # fmt: skip
         too = " (embedding and head too)" if decay_embedding else ""
         run.config = replace(config, decay_by_plan=False)
-        open_display(as_json=False, quiet=False).start(run)
-        assert f", weight decay 0.3{too}, seed 1\n" in capsys.readouterr().err
+        assert f", weight decay 0.3{too}, seed 1\n" in said_first(run, capsys)
         assert "weight decay" not in said(run, PLANNED, capsys)
         run.config, run.resumed = config, True
-        open_display(as_json=False, quiet=False).start(run)
-        assert f", weight decay 0.3{too}, seed 1\n" in capsys.readouterr().err
+        assert f", weight decay 0.3{too}, seed 1\n" in said_first(run, capsys)
         run.resumed = False
-        open_display(as_json=False, quiet=False).start(run)
-        assert "weight decay" not in capsys.readouterr().err
+        assert "weight decay" not in said_first(run, capsys)
         assert f", weight decay 0.3{too}\n" in said(run, PLANNED, capsys)
 
     def test_says_what_divides_the_logits(
@@ -345,8 +344,7 @@ class TestPlain:
         config = replace(run.config, loss_temperature=0.75)
         for by_plan, resumed in ((False, False), (True, False), (True, True)):
             run.config, run.resumed = replace(config, temperature_by_plan=by_plan), resumed
-            open_display(as_json=False, quiet=False).start(run)
-            started = capsys.readouterr().err
+            started = said_first(run, capsys)
             assert (", loss temperature 0.75, seed 1\n" in started) == (resumed or not by_plan)
             planned = said(run, PLANNED, capsys)
             assert (", loss temperature 0.75\n" in planned) == by_plan
@@ -486,8 +484,7 @@ class TestPlain:
         run.resumed = True
         run.progress.seconds = 61
         run.notes.append("what the user should know")
-        open_display(as_json=False, quiet=False).start(run)
-        lines = capsys.readouterr().err.splitlines()
+        lines = said_first(run, capsys).splitlines()
         assert lines[-2:] == [
             "note: what the user should know",
             "resumed at step 1,200, after 1:01 of training",

@@ -755,22 +755,28 @@ def test_tables_and_shares() -> None:
     assert filled("word " * 18 + "share 50 %").splitlines()[-1] == "50 %"
 
 
-class TestLab:
-    @pytest.fixture
-    def text(self, tmp_path: Path) -> Path:
-        path = tmp_path / "text.txt"
-        path.write_text(make_prose(12_000))
-        return path
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(make_prose(12_000))
+    return path
 
+
+def make_lab(folder: Path, text: Path | None, size: Size = QUICK) -> Lab:
+    """Return a lab that says nothing."""
+    return Lab(folder, text, size, lambda _: None)
+
+
+class TestLab:
     def test_a_text_that_is_too_short_is_refused(self, prose: Path, tmp_path: Path) -> None:
         with pytest.raises(LessonError, match="6,007 characters: give one of at least 10,000"):
-            Lab(tmp_path, prose, QUICK, lambda _: None)
+            make_lab(tmp_path, prose)
 
     def test_a_file_that_is_no_text_is_refused(self, tmp_path: Path) -> None:
         data = tmp_path / "data"
         data.write_bytes(b"\xff" * 20_000)
         with pytest.raises(LessonError, match=r"not utf-8 text .* \(here: only utf-8 is taken"):
-            Lab(tmp_path / "lab", data, QUICK, lambda _: None)
+            make_lab(tmp_path / "lab", data)
         assert not (tmp_path / "lab").exists()
 
     def test_runs_as_printed_once_and_keeps_the_answer(self, text: Path, tmp_path: Path) -> None:
@@ -792,7 +798,7 @@ class TestLab:
 
     def test_a_command_that_was_stopped_begins_anew(self, text: Path, tmp_path: Path) -> None:
         """mkdir fails if the folder exists, as charrnn does if the run exists."""
-        lab = Lab(tmp_path, text, QUICK, lambda _: None)
+        lab = make_lab(tmp_path, text)
         lab.do("mkdir -p checkpoints/lesson/other-1 # --run checkpoints/lesson/other-1")
         command = (
             "for N in 1 2; do\n  set -- --run checkpoints/lesson/run-$N-$N\n  mkdir $2\n"
@@ -802,7 +808,7 @@ class TestLab:
             lab.do(command)
         assert (lab.folder / "checkpoints/lesson/run-2-2").exists()
         (lab.folder / "whole").touch()
-        assert Lab(tmp_path, text, QUICK, lambda _: None).do(command).out == "done\n"
+        assert make_lab(tmp_path, text).do(command).out == "done\n"
         left = sorted(path.name for path in (lab.folder / "checkpoints/lesson").iterdir())
         assert left == ["other-1", "run-1-1", "run-2-2"]
 
@@ -812,7 +818,7 @@ class TestLab:
         """Each size, text, name of a text, program and machine has a folder of its own."""
 
         def folder(text: Path, size: Size = QUICK) -> Path:
-            return Lab(tmp_path / "lab", text, size, lambda _: None).folder
+            return make_lab(tmp_path / "lab", text, size).folder
 
         first, renamed = folder(text), tmp_path / "renamed.txt"
         shutil.copyfile(text, renamed)
@@ -843,19 +849,19 @@ class TestLab:
     def test_a_text_s_name_is_safe_in_a_shell(self, tmp_path: Path) -> None:
         text = tmp_path / "a 'b'; $c.txt"
         text.write_text("some text\n" * 1000)
-        lab = Lab(tmp_path / "lab", text, QUICK, lambda _: None)
+        lab = make_lab(tmp_path / "lab", text)
         assert lab.words == " corpora/own-a-b-c.txt"
         assert lab.do(f"cat{lab.words}").out == text.read_text()
 
     def test_a_text_is_not_mixed_up_with_the_lesson_s_own_files(self, tmp_path: Path) -> None:
         text = tmp_path / "recall.py"
         text.write_text("some text\n" * 1000)
-        lab = Lab(tmp_path / "lab", text, QUICK, lambda _: None)
+        lab = make_lab(tmp_path / "lab", text)
         assert lab.do("python corpora/recall.py --help").out.startswith("usage")
         assert lab.do(f"cat{lab.words}").out == text.read_text()
 
     def test_a_command_that_fails_is_said_and_not_kept(self, text: Path, tmp_path: Path) -> None:
-        lab = Lab(tmp_path, text, QUICK, lambda _: None)
+        lab = make_lab(tmp_path, text)
         for _ in range(2):
             with pytest.raises(LessonError, match=r"false \| cat\nended with 1"):
                 lab.do("false | cat")
@@ -973,7 +979,7 @@ def test_the_end_of_the_text_is_scored_to_the_byte(
     """If line ends were translated, it would reach into the text that was trained on."""
     text = tmp_path / "text"
     text.write_bytes(make_prose(24_000).replace("\n", "é\r\n").encode())
-    lab = Lab(tmp_path / "lab", text if own else None, QUICK, lambda _: None)
+    lab = make_lab(tmp_path / "lab", text if own else None)
     run = lab._run
 
     def answer(command: str) -> Answer:
@@ -1009,12 +1015,10 @@ FINISHED = [
 
 
 @pytest.fixture
-def unlearnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
+def unlearnt(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """A lab that trains nothing and gives every run a price of its own."""
-    text = tmp_path / "text"
-    text.write_text(make_prose(12_000))
     size = replace(QUICK, plain_rates=(0.5, 8.0), seeds=(1, 2, 3), recall_windows=(4, 8, 48))
-    lab = Lab(tmp_path / "lab", text, size, lambda _: None)
+    lab = make_lab(tmp_path / "lab", text, size)
     run = lab._run
 
     def answer(command: str) -> Answer:
@@ -1123,13 +1127,11 @@ def test_gradients_as_they_are_are_not_clipped_at_claim_7(unlearnt: Lab) -> None
 
 
 @pytest.fixture
-def answering(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lab]:
+def answering(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Lab]:
     """Return a function that makes a lab from {words in a command: its answer}."""
 
     def made(answers: Mapping[str, Any], **size: Any) -> Lab:
-        text = tmp_path / "text"
-        text.write_text(make_prose(12_000))
-        lab = Lab(tmp_path / "lab", text, replace(QUICK, **size), lambda _: None)
+        lab = make_lab(tmp_path / "lab", text, replace(QUICK, **size))
 
         def answer(command: str) -> Answer:
             (found,) = (value for words, value in answers.items() if words in command)

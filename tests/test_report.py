@@ -35,6 +35,7 @@ from tests.pages import (
     ORIGIN,
     RUN,
     SHAPE,
+    Page,
     assessment,
     check,
     compare_page,
@@ -453,9 +454,13 @@ def test_samples_are_as_long_as_their_models_count(of_bytes: tuple[bool, ...], s
 
 
 class TestInspectionPage:
+    def page_of(self, history: Clipping) -> Page:
+        """Return the page of a model whose gradients were clipped like this."""
+        return check(inspection_page(portrait(inspection=inspection(clipping=history)), "", ORIGIN))
+
     def test_scaling_is_not_called_clipping(self) -> None:
         history = Clipping(None, None, 0.5, 20, 3.0, 0.75, (Period(1, 20, 1, 2, 3, 0.75),))
-        page = check(inspection_page(portrait(inspection=inspection(clipping=history)), "", ORIGIN))
+        page = self.page_of(history)
         assert "Share of updates scaled down" in page.texts["h3"]
         assert "scaled down" in page.texts["th"]
         assert "clipped" not in "".join(page.texts["th"])
@@ -463,7 +468,7 @@ class TestInspectionPage:
     def test_no_gradient_has_no_chart_of_its_norms(self) -> None:
         """A model that is sure of its text, say one repeated character, has no gradient."""
         history = Clipping(1.0, None, None, 20, 0.0, 0.0, (Period(1, 20, 0, 0, 0, 0.0),))
-        page = check(inspection_page(portrait(inspection=inspection(clipping=history)), "", ORIGIN))
+        page = self.page_of(history)
         assert "Gradient norms" not in page.texts["h3"]
         said = "There is nothing to draw: no number is above zero. Gradient norms during training"
         assert any(text.startswith(said) for text in page.texts["p"])
@@ -471,7 +476,7 @@ class TestInspectionPage:
     def test_where_nothing_was_clipped_its_share_has_no_chart(self) -> None:
         """The lines of several models would coincide."""
         history = Clipping(1.0, None, None, 20, 0.3, 0.0, (Period(1, 20, 0.1, 0.2, 0.3, 0.0),))
-        page = check(inspection_page(portrait(inspection=inspection(clipping=history)), "", ORIGIN))
+        page = self.page_of(history)
         assert "Gradient norms" in page.texts["h3"]
         assert "Share of updates clipped" not in page.texts["h3"]
 

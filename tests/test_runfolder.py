@@ -16,21 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.storage import lock, runfolder
-from charrnn.storage.checkpoint import Checkpoint, find, load, save
+from charrnn.storage.checkpoint import find, load, save
 from charrnn.storage.lock import alive
 from charrnn.storage.metrics import read_metrics
 from charrnn.storage.runfolder import RunFolder, files_of_run, has_state
 from tests.conftest import names, open_files, refusing, said
 from tests.reliability.processes import finish, fork
-
-
-def state(step: int) -> Checkpoint:
-    return Checkpoint({"model.weight": torch.full((3,), float(step))}, {"step": step})
-
+from tests.small import make_state
 
 # Taking the folder ---------------------------------------------------------------
 
@@ -88,7 +83,9 @@ def test_a_run_that_saved_nothing_leaves_what_others_put_there(tmp_path: Path) -
 @pytest.mark.parametrize("what", ["last", "best"])
 def test_a_run_that_saved_something_stays(tmp_path: Path, what: str) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
-        path = folder.save_last(state(1)) if what == "last" else folder.save_best(state(1))
+        path = (
+            folder.save_last(make_state(1)) if what == "last" else folder.save_best(make_state(1))
+        )
         assert path == tmp_path / "run" / f"{what}.safetensors"
     assert names(tmp_path / "run") == [f"{what}.safetensors", "lock", "metrics.jsonl"]
     assert (tmp_path / "run" / "lock").read_text() == ""
@@ -98,7 +95,7 @@ def test_a_run_is_not_started_over_another(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with RunFolder.create(run) as folder:
         folder.log({"step": 7})
-        folder.save_last(state(7))
+        folder.save_last(make_state(7))
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     assert said(lambda: RunFolder.create(run)) == (
         f"{run}: holds a run already at step 7: go on with it with: charrnn train --run {run} "
@@ -166,7 +163,7 @@ def test_a_signature_that_a_crash_spoilt_is_still_ours(tmp_path: Path, left: byt
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     with RunFolder.create(tmp_path) as folder:
         assert (tmp_path / "metrics.jsonl").read_bytes() == b""
-        folder.save_last(state(1))
+        folder.save_last(make_state(1))
 
 
 def test_a_folder_that_is_gone_hides_nothing(tmp_path: Path) -> None:
@@ -184,17 +181,17 @@ def test_a_folder_that_another_run_has_taken_is_let_alone(tmp_path: Path) -> Non
         with RunFolder.create(run) as folder:
             shutil.rmtree(run)
             with RunFolder.create(run) as other:
-                assert said(lambda: folder.save_last(state(1))).startswith(f"{run}: in use by")
+                assert said(lambda: folder.save_last(make_state(1))).startswith(f"{run}: in use by")
                 if saves:
-                    other.save_last(state(2))
+                    other.save_last(make_state(2))
             if saves:
                 there = {path.name: path.read_bytes() for path in run.iterdir()}
                 lost = (
                     f"{run}: was removed, or its lock was, while this run was going on, and another"
                 )
                 for save_it in (
-                    lambda: folder.save_last(state(1)),
-                    lambda: folder.save_best(state(1)),
+                    lambda: folder.save_last(make_state(1)),
+                    lambda: folder.save_best(make_state(1)),
                     lambda: folder.save_result({}),
                 ):
                     assert said(save_it).startswith(lost)
@@ -212,9 +209,9 @@ def test_a_lock_that_was_removed_is_taken_again(tmp_path: Path) -> None:
     """Somebody may have tidied up old files; no other run has taken the folder."""
     with RunFolder.create(tmp_path / "run", command="mine") as folder:
         (folder.path / "lock").unlink()
-        folder.save_last(state(1))
+        folder.save_last(make_state(1))
         assert "mine" in said(lambda: RunFolder.open_existing(folder.path))
-        folder.save_last(state(2))
+        folder.save_last(make_state(2))
     with RunFolder.open_existing(folder.path) as folder:
         assert folder.load_last()[0].meta["step"] == 2
 
@@ -224,7 +221,7 @@ def test_a_log_that_was_removed_with_it_is_begun_again(tmp_path: Path) -> None:
         folder.log({"step": 1})
         for name in ("lock", "metrics.jsonl"):
             (folder.path / name).unlink()
-        folder.save_last(state(1))
+        folder.save_last(make_state(1))
         folder.log({"step": 2})
     assert read_metrics(folder.path / "metrics.jsonl") == [{"step": 2}]
 
@@ -234,13 +231,13 @@ def test_a_folder_that_may_no_longer_be_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
-        last, stat = folder.save_last(state(1)), Path.stat
+        last, stat = folder.save_last(make_state(1)), Path.stat
 
         def stat_(path: Path, **options: Any) -> os.stat_result:
             return refusing(errno.EACCES)() if path.name == name else stat(path, **options)
 
         monkeypatch.setattr(Path, "stat", stat_)
-        line = said(lambda: folder.save_last(state(2)))
+        line = said(lambda: folder.save_last(make_state(2)))
         monkeypatch.undo()
     where = last if name == last.name else folder.path
     assert line == f"{where}: cannot save: Permission denied"
@@ -252,14 +249,14 @@ def test_a_last_that_is_a_link_to_an_earlier_one_is_kept(tmp_path: Path) -> None
     with RunFolder.create(tmp_path / "run") as folder:
         folder.keep = 3
         for step in (1, 2, 3):
-            folder.save_last(state(step))
+            folder.save_last(make_state(step))
     last = folder.path / "last.safetensors"
     last.unlink()
     last.symlink_to("step-00000001.safetensors")
     with RunFolder.open_existing(folder.path) as folder:
         folder.keep = 3
         assert folder.load_last()[0].meta["step"] == 1
-        folder.save_last(state(9))
+        folder.save_last(make_state(9))
     assert load(folder.path / "step-00000001.safetensors").meta["step"] == 1
     assert load(last).meta["step"] == 9
     assert not last.is_symlink()
@@ -278,7 +275,7 @@ def test_a_run_killed_before_its_first_save_may_start_again(tmp_path: Path) -> N
     )
     with RunFolder.create(run) as folder:
         assert (run / "metrics.jsonl").read_bytes() == b""
-        folder.save_last(state(1))
+        folder.save_last(make_state(1))
 
 
 @pytest.mark.parametrize("path", ["missing", "file/run", "empty"])
@@ -297,7 +294,7 @@ def test_nor_in_a_folder_that_is_removed_at_that_moment(
 ) -> None:
     run = tmp_path / "run"
     with RunFolder.create(run) as folder:
-        folder.save_last(state(1))
+        folder.save_last(make_state(1))
 
     def too_late(path: Path, command: str) -> lock.Lock:
         shutil.rmtree(path)
@@ -309,7 +306,7 @@ def test_nor_in_a_folder_that_is_removed_at_that_moment(
 
 def test_checkpoints_that_were_copied_without_their_lock_are_gone_on_with(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
-        last = folder.save_last(state(1))
+        last = folder.save_last(make_state(1))
     (tmp_path / "copy").mkdir()
     shutil.copy(last, tmp_path / "copy")
     with RunFolder.open_existing(tmp_path / "copy") as folder:
@@ -319,7 +316,7 @@ def test_checkpoints_that_were_copied_without_their_lock_are_gone_on_with(tmp_pa
 
 def test_a_checkpoint_is_no_folder_to_resume(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
-        last = folder.save_last(state(1))
+        last = folder.save_last(make_state(1))
     assert said(lambda: RunFolder.open_existing(last)) == (
         f"{last}: holds no run to resume: it is a file; name the folder of a run, such as "
         f"{tmp_path / 'run'}"
@@ -619,8 +616,8 @@ def test_as_many_earlier_checkpoints_as_asked_for(
     with RunFolder.create(tmp_path / "run") as folder:
         folder.keep = keep
         for step in (10, 20, 30, 40):
-            folder.save_last(state(step))
-            folder.save_best(state(-step))
+            folder.save_last(make_state(step))
+            folder.save_best(make_state(-step))
     assert load(tmp_path / "run" / "best.safetensors").meta == {"step": -40}
     assert load(tmp_path / "run" / "last.safetensors").meta == {"step": 40}
     found = sorted((tmp_path / "run").glob("step-*"))
@@ -632,7 +629,7 @@ def test_a_step_saved_again_is_no_earlier_one(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
         folder.keep = 2
         for step in (10, 20, 20, 20):
-            folder.save_last(state(step))
+            folder.save_last(make_state(step))
     assert [path.name for path in (tmp_path / "run").glob("step-*")] == [
         "step-00000010.safetensors"
     ]
@@ -640,16 +637,16 @@ def test_a_step_saved_again_is_no_earlier_one(tmp_path: Path) -> None:
 
 def test_a_last_that_somebody_removed_is_missed_by_nobody(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
-        folder.save_last(state(1)).unlink()
-        folder.save_last(state(2))
+        folder.save_last(make_state(1)).unlink()
+        folder.save_last(make_state(2))
     assert load(tmp_path / "run" / "last.safetensors").meta["step"] == 2
     assert names(tmp_path / "run") == ["last.safetensors", "lock", "metrics.jsonl"]
 
 
 def test_earlier_checkpoints_take_no_space_of_their_own(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
-        inode = folder.save_last(state(1)).stat().st_ino
-        folder.save_last(state(2))
+        inode = folder.save_last(make_state(1)).stat().st_ino
+        folder.save_last(make_state(2))
         assert (folder.path / "step-00000001.safetensors").stat().st_ino == inode
 
 
@@ -659,7 +656,7 @@ def test_without_hard_links_they_are_copied(
     monkeypatch.setattr(os, "link", refusing(errno.EPERM))
     with RunFolder.create(tmp_path / "run") as folder:
         for step in (1, 2, 3):
-            folder.save_last(state(step))
+            folder.save_last(make_state(step))
     assert load(tmp_path / "run" / "step-00000002.safetensors").meta["step"] == 2
     assert len(names(tmp_path / "run")) == 4
 
@@ -669,9 +666,9 @@ def test_a_disk_that_has_no_room_for_a_name_is_not_copied_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
-        folder.save_last(state(1))
+        folder.save_last(make_state(1))
         monkeypatch.setattr(os, "link", refusing(number))
-        line = said(lambda: folder.save_last(state(2)))
+        line = said(lambda: folder.save_last(make_state(2)))
     assert os.strerror(number) in line
     assert names(tmp_path / "run") == ["last.safetensors", "lock", "metrics.jsonl"]
     assert load(tmp_path / "run" / "last.safetensors").meta["step"] == 1
@@ -681,7 +678,7 @@ def test_large_steps_stay_in_order(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
         folder.keep = 2
         for step in (99_999_998, 99_999_999, 100_000_000, 1_000_000_000):
-            folder.save_last(state(step))
+            folder.save_last(make_state(step))
     assert sorted(path.name for path in (tmp_path / "run").glob("step-*")) == [
         "step-100000000.safetensors",
         "step-99999999.safetensors",
@@ -692,12 +689,12 @@ def test_large_steps_stay_in_order(tmp_path: Path) -> None:
 def test_all_damaged(tmp_path: Path, best_is_whole: bool) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
         for step in (1, 2):
-            folder.save_last(state(step))
+            folder.save_last(make_state(step))
     for path in (tmp_path / "run").glob("*.safetensors"):
         os.truncate(path, 100)
     with RunFolder.open_existing(tmp_path / "run") as folder:
         if best_is_whole:
-            folder.save_best(state(1))
+            folder.save_best(make_state(1))
         with pytest.raises(CheckpointError) as error:
             folder.load_last()
     said = str(error.value)
@@ -708,7 +705,7 @@ def test_all_damaged(tmp_path: Path, best_is_whole: bool) -> None:
 
 def test_only_the_best_is_there(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
-        folder.save_best(state(1))
+        folder.save_best(make_state(1))
     with (
         RunFolder.open_existing(tmp_path / "run") as folder,
         pytest.raises(CheckpointError, match=r"run: holds best\.safetensors only"),
@@ -723,11 +720,11 @@ def test_what_we_may_not_judge_is_neither_passed_over_nor_pruned(
     run = tmp_path / "run"
     with RunFolder.create(run) as folder:
         for step in (1, 2):
-            folder.save_last(state(step))
+            folder.save_last(make_state(step))
     with monkeypatch.context() as patch:
         patch.setattr("charrnn.storage.checkpoint.FORMAT", 2)
-        save(run / "last.safetensors", state(3))
-        save(run / "step-00000000.safetensors", state(0))
+        save(run / "last.safetensors", make_state(3))
+        save(run / "step-00000000.safetensors", make_state(0))
     with RunFolder.open_existing(run) as folder:
         with pytest.raises(CheckpointError, match="use the version that wrote it"):
             folder.load_last()
@@ -737,7 +734,7 @@ def test_what_we_may_not_judge_is_neither_passed_over_nor_pruned(
         assert notes == [
             "last.safetensors: missing: took step-00000001.safetensors instead, step 1"
         ]
-        folder.save_last(state(4))
+        folder.save_last(make_state(4))
     assert "step-00000000.safetensors" in names(run)
 
 
@@ -754,7 +751,7 @@ def test_the_files_of_a_run_are_all_but_what_others_put_there(tmp_path: Path) ->
 def test_the_log_of_a_run_that_goes_on(tmp_path: Path) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
         folder.log({"step": 1})
-        folder.save_last(state(1))
+        folder.save_last(make_state(1))
         folder.log({"step": 2})
     with RunFolder.open_existing(tmp_path / "run") as folder:
         folder.rewind_log(1)

@@ -5,7 +5,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -712,6 +712,16 @@ class TestSurpriseText:
     def colours(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("FORCE_COLOR", "1")
 
+    @pytest.fixture
+    def shown(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+        """Return a function that returns what is shown of a text whose characters cost this."""
+
+        def show(text: str | bytes, nats: Sequence[float], encoding: str = "utf-8") -> str:
+            SurpriseText(make_part(tmp_path, text, encoding))(Prices(1, np.array(nats), 0))
+            return capsys.readouterr().out
+
+        return show
+
     def spans(self, out: str) -> list[tuple[str, str]]:
         """Return the pieces of a coloured output, each with its style."""
         text = Text.from_ansi(out)
@@ -785,39 +795,29 @@ class TestSurpriseText:
         assert re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out) == "a\nb\n\n"
 
     def test_bytes_that_end_within_a_character_are_all_shown(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self, shown: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("FORCE_COLOR")
-        show = SurpriseText(make_part(tmp_path, b"caf\xc3", "bytes"))
-        show(Prices(1, np.array([1.0, 1.0, 9.0]), 0))
-        assert capsys.readouterr().out == "caf\ufffd"
+        assert shown(b"caf\xc3", [1.0, 1.0, 9.0], "bytes") == "caf\ufffd"
 
     def test_a_pipe_gets_the_text_as_it_is(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self, shown: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("FORCE_COLOR")
         text = "if a:\n\tb = '\u7d05'  \n\n" + "long " * 100
-        part = make_part(tmp_path, text.encode())
-        SurpriseText(part)(Prices(1, np.full(len(text) - 1, 3.0), 0))
-        assert capsys.readouterr().out == text
+        assert shown(text, [3.0] * (len(text) - 1)) == text
 
-    def test_a_line_feed_that_costs_much_is_marked(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        show = SurpriseText(make_part(tmp_path, b"a\n\tb"))
-        show(Prices(1, np.array([3.0, 1.0, 1.0]), 0))
-        out = capsys.readouterr().out
+    def test_a_line_feed_that_costs_much_is_marked(self, shown: Callable[..., str]) -> None:
+        out = shown("a\n\tb", [3.0, 1.0, 1.0])
         assert Text.from_ansi(out).plain == "a\u21b5\n\tb"
         assert ("\u21b5", "bold color(1)") in self.spans(out)
 
     def test_the_colour_of_a_space_is_seen(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self, shown: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Its ink draws nothing, and terminals do not paint what a tab moves over."""
-        part = make_part(tmp_path, "a \u00a0\t b \n".encode())
-        costs = Prices(1, np.array([3.0, 2.0, 3.0, 9.0, 2.0, 0.5, 3.0]), 0)
-        SurpriseText(part)(costs)
-        out = capsys.readouterr().out
+        text, nats = "a \u00a0\t b \n", [3.0, 2.0, 3.0, 9.0, 2.0, 0.5, 3.0]
+        out = shown(text, nats)
         assert out.endswith("\n"), "which from_ansi leaves out before Rich 15"
         assert Text.from_ansi(out).plain.removesuffix("\n") == "a \u00a0→\t b ↵"
         assert self.spans(out) == [
@@ -829,52 +829,39 @@ class TestSurpriseText:
             ("↵", "bold color(1)"),
         ]
         monkeypatch.setenv("NO_COLOR", "1")
-        SurpriseText(part)(costs)
-        assert "\x1b[7m" not in capsys.readouterr().out
+        assert "\x1b[7m" not in shown(text, nats)
 
     def test_an_accent_s_colour_is_seen(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self, shown: Callable[..., str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """An accent with a colour gets a base of its own; a mark that takes a column needs none."""
-        part = make_part(tmp_path, "e\u0301e\u0301की".encode())
-        costs = Prices(1, np.array([3.0, 0.0, 1.0, 0.0, 3.0]), 0)
-        SurpriseText(part)(costs)
-        out = capsys.readouterr().out
+        text, nats = "e\u0301e\u0301की", [3.0, 0.0, 1.0, 0.0, 3.0]
+        out = shown(text, nats)
         assert Text.from_ansi(out).plain == "e◌\u0301e\u0301की"
         assert ("◌\u0301", "bold color(1)") in self.spans(out)
         monkeypatch.delenv("FORCE_COLOR")
-        SurpriseText(part)(costs)
-        assert capsys.readouterr().out == "e\u0301e\u0301की"
+        assert shown(text, nats) == text
 
-    def test_bytes_become_characters_with_the_price_of_all(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        show = SurpriseText(make_part(tmp_path, "aéb".encode(), "bytes"))
-        show(Prices(1, np.array([1.0, 2.0, 0.0]), 0))
-        out = capsys.readouterr().out
+    def test_bytes_become_characters_with_the_price_of_all(self, shown: Callable[..., str]) -> None:
+        out = shown("aéb".encode(), [1.0, 2.0, 0.0], "bytes")
         assert self.spans(out) == [("é", "bold color(1)"), ("b", "dim")]
 
-    def test_no_colour_reaches_over_the_end_of_a_line(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_no_colour_reaches_over_the_end_of_a_line(self, shown: Callable[..., str]) -> None:
         """An invalid byte is recognised only by the line feed after it, and shown with that."""
-        show = SurpriseText(make_part(tmp_path, b"a\xc3\nb", "bytes"))
-        show(Prices(1, np.array([0.0, 9.0, 0.0]), 0))
-        out = capsys.readouterr().out
+        out = shown(b"a\xc3\nb", [0.0, 9.0, 0.0], "bytes")
         assert Text.from_ansi(out).plain == "a\ufffd\nb"
         assert re.search("\ufffd\x1b\\[0m\n", out)
 
     @pytest.mark.parametrize("encoding", ["utf-8", "bytes"])
     def test_a_carriage_return_before_a_line_feed_is_part_of_its_price(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], encoding: str
+        self, tmp_path: Path, shown: Callable[..., str], encoding: str
     ) -> None:
         """The carriage return decides that the line ends."""
         text = PricedText(make_part(tmp_path, b"a\r\nb", encoding))
         assert list(text.first()) == [("a", 0.0)]
         assert list(text.priced(Prices(1, np.array([9.0, 0.5, 2.0]), 0))) == [("\n", 9.5), ("b", 2)]
-        show = SurpriseText(make_part(tmp_path, b"a\r\nb", encoding))
-        show(Prices(1, np.array([9.0, 0.0, 0.0]), 0))
-        assert "↵" in [text for text, _ in self.spans(capsys.readouterr().out)]
+        out = shown(b"a\r\nb", [9.0, 0.0, 0.0], encoding)
+        assert "↵" in [text for text, _ in self.spans(out)]
 
     def test_a_carriage_return_by_itself_is_shown(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -23,11 +23,7 @@ from tests.conftest import run_cli
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork
 from tests.reliability.runs import stopped, straight, whole_state
-
-
-def state(step: int) -> Checkpoint:
-    return Checkpoint({"model.weight": torch.full((7,), float(step))}, {"step": step})
-
+from tests.small import make_state
 
 HOWS = ("one bit", "cut", "emptied", "zeroed", "removed")
 
@@ -55,14 +51,14 @@ def resumes_from_the_one_before(run: Path, how: str, keep: int) -> bool:
     with RunFolder.create(run) as folder:
         folder.keep = keep
         for step in (10, 20, 30, 40, 50):
-            folder.save_last(state(step))
+            folder.save_last(make_state(step))
     damage(run / "last.safetensors", how)
     with RunFolder.open_existing(run) as folder:
         folder.keep = keep
         checkpoint, notes = folder.load_last()
         taken = "took step-00000040.safetensors instead, step 40"
         said = notes[0].startswith("last.safetensors: ") and notes[0].endswith(taken)
-        folder.save_last(state(45))
+        folder.save_last(make_state(45))
     steps = [load(path).meta["step"] for path in sorted(run.glob("*.safetensors"))]
     return checkpoint.meta["step"] == 40 and said and steps == [45, *(20, 30, 40)[-keep:]]
 
@@ -103,7 +99,7 @@ def test_damaged_generations_do_not_push_out_whole_ones(tmp_path: Path) -> None:
     with RunFolder.create(run) as folder:
         folder.keep = 2
         for step in (10, 20, 30, 40):
-            folder.save_last(state(step))
+            folder.save_last(make_state(step))
     damage(run / "last.safetensors", "cut")
     damage(run / "step-00000030.safetensors", "one bit")
     with RunFolder.open_existing(run) as folder:
@@ -114,7 +110,7 @@ def test_damaged_generations_do_not_push_out_whole_ones(tmp_path: Path) -> None:
             "last.safetensors",
             "step-00000030.safetensors",
         ]
-        folder.save_last(state(25))
+        folder.save_last(make_state(25))
     assert load(run / "last.safetensors").meta["step"] == 25
     assert [file.name for file in run.glob("step-*")] == ["step-00000020.safetensors"]
 
@@ -125,7 +121,7 @@ def walk(run: Path, turns: int) -> int:
     step = lost = 0
     with RunFolder.create(run) as folder:
         folder.keep = 2
-        folder.save_last(state(0))
+        folder.save_last(make_state(0))
     for _ in range(turns):
         with RunFolder.open_existing(run) as folder:
             folder.keep = rng.choice([1, 2, 3])
@@ -134,7 +130,7 @@ def walk(run: Path, turns: int) -> int:
             step = checkpoint.meta["step"]
             for _ in range(rng.randrange(4)):
                 step += rng.choice([1, 7, 10**9])
-                folder.save_last(state(step))
+                folder.save_last(make_state(step))
         files = [
             run / "last.safetensors",
             *sorted(run.glob("step-*"), key=generation, reverse=True),
@@ -176,8 +172,8 @@ def test_the_umask_is_obeyed(tmp_path: Path, umask: int, mode: int, promise: Pro
         with RunFolder.create(run) as folder:
             for step in (1, 2):
                 folder.log({"step": step})
-                folder.save_last(state(step))
-            folder.save_best(state(2))
+                folder.save_last(make_state(step))
+            folder.save_best(make_state(2))
             folder.rewind_log(1)
 
     assert finish(fork(work)) == 0

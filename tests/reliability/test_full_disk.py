@@ -8,11 +8,11 @@ import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
-import torch
 
 import charrnn.runs.training
 import charrnn.storage.checkpoint
@@ -25,12 +25,12 @@ from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork
 from tests.reliability.runs import whole_state
 from tests.reliability.test_damage import is_one_plain_line
+from tests.small import make_state
 
 ELEMENTS = 15_000  # 60 kB
 
 
-def state(step: int) -> Checkpoint:
-    return Checkpoint({"model.weight": torch.full((ELEMENTS,), float(step))}, {"step": step})
+state = partial(make_state, elements=ELEMENTS)
 
 
 def new_run(path: Path) -> None:
