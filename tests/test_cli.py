@@ -90,40 +90,30 @@ class TestHelp:
         }  # fmt: skip
 
     @pytest.mark.parametrize(
-        ("given", "spins"),
-        [({}, "4000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+        ("variable", "given", "allowed", "value"),
+        [
+            # Waiting threads spin for a while.
+            ("GOMP_SPINCOUNT", {}, 3, "4000"),
+            ("GOMP_SPINCOUNT", {"GOMP_SPINCOUNT": "7"}, 3, "7"),
+            ("GOMP_SPINCOUNT", {"OMP_WAIT_POLICY": "active"}, 3, "None"),
+            # There are no more threads than there is time for.
+            ("OMP_NUM_THREADS", {}, 3, "3"),
+            ("OMP_NUM_THREADS", {}, None, "None"),
+            ("OMP_NUM_THREADS", {"OMP_NUM_THREADS": "7"}, 3, "7"),
+        ],
     )
-    def test_waiting_threads_spin_for_a_while(self, given: dict[str, str], spins: str) -> None:
-        """The variable is set before torch is loaded, unless the environment says otherwise."""
-        code = (
-            "import os, sys\nfrom charrnn import cli\nsys.argv[1:] = ['--version']\n"
-            "try:\n    cli.main()\nfinally:\n"
-            "    print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
-        )
-        others = {
-            n: v for n, v in ENVIRONMENT.items() if n[:4] != "GOMP" and n != "OMP_WAIT_POLICY"
-        }
-        words = [sys.executable, "-c", code]
-        done = subprocess.run(words, capture_output=True, text=True, env=others | given)
-        assert done.stdout.splitlines()[-1] == f"{spins} False"
-
-    @pytest.mark.parametrize(
-        ("given", "allowed", "threads"),
-        [({}, 3, "3"), ({}, None, "None"), ({"OMP_NUM_THREADS": "7"}, 3, "7")],
-    )
-    def test_no_more_threads_than_there_is_time_for(
-        self, given: dict[str, str], allowed: int | None, threads: str
+    def test_how_threads_wait_and_how_many_there_are(
+        self, variable: str, given: dict[str, str], allowed: int | None, value: str
     ) -> None:
         """The variable is set before torch is loaded, unless the environment says otherwise."""
-        code = (
+        done = run_code(
             "import os, sys\nfrom charrnn import cli, limits\nsys.argv[1:] = ['--version']\n"
             f"limits.allowed_cores = lambda: {allowed}\ntry:\n    cli.main()\nfinally:\n"
-            "    print(os.environ.get('OMP_NUM_THREADS'), 'torch' in sys.modules)"
+            f"    print(os.environ.get('{variable}'), 'torch' in sys.modules)",
+            environment={n: v for n, v in ENVIRONMENT.items() if n[:4] not in ("GOMP", "OMP_")}
+            | given,
         )
-        others = {n: v for n, v in ENVIRONMENT.items() if n != "OMP_NUM_THREADS"}
-        words = [sys.executable, "-c", code]
-        done = subprocess.run(words, capture_output=True, text=True, env=others | given)
-        assert done.stdout.splitlines()[-1] == f"{threads} False"
+        assert done.out.splitlines()[-1] == f"{value} False"
 
     @pytest.mark.parametrize(
         "fewer",

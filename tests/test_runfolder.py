@@ -113,22 +113,22 @@ def test_nor_over_a_copy_or_ruins_of_one(tmp_path: Path, name: str) -> None:
     assert names(tmp_path) == [f"{name}.safetensors"]
 
 
-def test_nor_over_weights_that_no_run_can_go_on_from(tmp_path: Path) -> None:
-    (tmp_path / "best.safetensors").write_bytes(b"\0")
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("best.safetensors", "\0", "holds a run already: its best.safetensors has weights for "
+         "--init-from, but no state to go on from: remove it and metrics.jsonl"),
+        ("metrics.jsonl", '{"loss": 1}\n', "holds a metrics.jsonl without a checkpoint: remove it"),
+    ],
+)  # fmt: skip
+def test_nor_over_weights_or_a_log_that_no_run_can_go_on_from(
+    tmp_path: Path, name: str, content: str, says: str
+) -> None:
+    (tmp_path / name).write_text(content)
     assert said(lambda: RunFolder.create(tmp_path)) == (
-        f"{tmp_path}: holds a run already: its best.safetensors has weights for --init-from, but "
-        "no state to go on from: remove it and metrics.jsonl, or choose another folder with --run"
+        f"{tmp_path}: {says}, or choose another folder with --run"
     )
-    assert names(tmp_path) == ["best.safetensors"]
-
-
-def test_a_log_of_somebody_else_is_not_touched(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"loss": 1}\n')
-    assert said(lambda: RunFolder.create(tmp_path)) == (
-        f"{tmp_path}: holds a metrics.jsonl without a checkpoint: remove it, or "
-        "choose another folder with --run"
-    )
-    assert names(tmp_path) == ["metrics.jsonl"]
+    assert names(tmp_path) == [name]
 
 
 @pytest.mark.parametrize("first", [RunFolder.create, RunFolder.open_existing])
@@ -625,14 +625,23 @@ def test_as_many_earlier_checkpoints_as_asked_for(
     assert [load(path).meta["step"] for path in found] == kept
 
 
-def test_a_step_saved_again_is_no_earlier_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("saved", "kept"),
+    [
+        pytest.param((10, 20, 20, 20), ["00000010"], id="one saved again is no earlier one"),
+        pytest.param((99_999_998, 99_999_999, 100_000_000, 1_000_000_000),
+                     ["100000000", "99999999"], id="large ones stay in order"),
+    ],
+)  # fmt: skip
+def test_which_steps_are_the_earlier_ones(
+    tmp_path: Path, saved: tuple[int, ...], kept: list[str]
+) -> None:
     with RunFolder.create(tmp_path / "run") as folder:
         folder.keep = 2
-        for step in (10, 20, 20, 20):
+        for step in saved:
             folder.save_last(make_state(step))
-    assert [path.name for path in (tmp_path / "run").glob("step-*")] == [
-        "step-00000010.safetensors"
-    ]
+    found = sorted(path.name for path in (tmp_path / "run").glob("step-*"))
+    assert found == [f"step-{step}.safetensors" for step in kept]
 
 
 def test_a_last_that_somebody_removed_is_missed_by_nobody(tmp_path: Path) -> None:
@@ -672,17 +681,6 @@ def test_a_disk_that_has_no_room_for_a_name_is_not_copied_to(
     assert os.strerror(number) in line
     assert names(tmp_path / "run") == ["last.safetensors", "lock", "metrics.jsonl"]
     assert load(tmp_path / "run" / "last.safetensors").meta["step"] == 1
-
-
-def test_large_steps_stay_in_order(tmp_path: Path) -> None:
-    with RunFolder.create(tmp_path / "run") as folder:
-        folder.keep = 2
-        for step in (99_999_998, 99_999_999, 100_000_000, 1_000_000_000):
-            folder.save_last(make_state(step))
-    assert sorted(path.name for path in (tmp_path / "run").glob("step-*")) == [
-        "step-100000000.safetensors",
-        "step-99999999.safetensors",
-    ]
 
 
 @pytest.mark.parametrize("best_is_whole", [False, True])

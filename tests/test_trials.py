@@ -47,12 +47,22 @@ def test_the_way_that_was_fastest_is_taken_between_trials(ways: Ways) -> None:
     assert ways.called[47:] == [0] * 2 + [1] * 4 + [2] + [1]
 
 
-def test_a_way_that_has_become_faster_is_taken_from_the_next_trials_on(ways: Ways) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "calls", "fewest"),
+    [
+        (0.25, 16, 160),
+        # In a trial of 4 s; with half of what it took before, (2 + 4.5) / (1 + 6) s a call.
+        (0.75, 6, 10),
+    ],
+)
+def test_a_way_that_has_become_faster_is_taken_from_the_next_trials_on(
+    ways: Ways, seconds: float, calls: int, fewest: int
+) -> None:
     fastest = Fastest([ways.function(way) for way in range(3)])
     call(fastest, 47)
-    ways.seconds = [0.25, 1, 4]
-    call(fastest, 16 + 4 + 1 + 160)
-    assert ways.called[47:] == [0] * 16 + [1] * 4 + [2] + [0] * 160
+    ways.seconds = [seconds, 1, 4]
+    call(fastest, calls + 4 + 1 + fewest)
+    assert ways.called[47:] == [0] * calls + [1] * 4 + [2] + [0] * fewest
 
 
 def test_one_slow_call_does_not_decide_for_long(ways: Ways) -> None:
@@ -92,12 +102,3 @@ def test_an_interrupted_call_leaves_no_trace(ways: Ways) -> None:
         call(fastest, 1)
     call(fastest, 2 + 4 + 20)
     assert ways.called == [0] + [0] * 2 + [1] * 4 + [1] * 20
-
-
-def test_a_way_that_has_become_a_little_faster_is_taken_too(ways: Ways) -> None:
-    fastest = Fastest([ways.function(way) for way in range(3)])
-    call(fastest, 47)
-    ways.seconds = [0.75, 1, 4]
-    # In a trial of 4 s; with half of what it took before, (2 + 4.5) / (1 + 6) s a call.
-    call(fastest, 6 + 4 + 1 + 10)
-    assert ways.called[47:] == [0] * 6 + [1] * 4 + [2] + [0] * 10
