@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from charrnn.limits import allowed_cores, memory_bytes, openmp
+from tests.conftest import run_code
 
 WHOLE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
@@ -140,14 +139,12 @@ def test_where_nothing_is_said_there_is_no_limit(
     assert allowed_cores(tmp_path) == 2
 
 
-#: A program that allocates and frees tensors as updates do; prints how many pages were cleared.
+#: A program that allocates and frees tensors as updates do; prints how many pages were cleared as
+#: usual, and how many once freed memory is kept: in one process, as torch takes long to import.
 _UPDATES = """
-import resource, sys
+import resource
 import torch
 from charrnn.limits import keep_freed_memory
-
-if sys.argv[1] == "kept":
-    assert keep_freed_memory()
 
 def update():
     tensors = [torch.ones(megabytes << 18) for megabytes in (50, 30, 25, 20, 15)]
@@ -156,25 +153,22 @@ def update():
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
-update()
-before = faults()
-for _ in range(10):
+def cleared_pages():
     update()
-print(faults() - before)
+    before = faults()
+    for _ in range(10):
+        update()
+    return faults() - before
+
+print(cleared_pages())
+assert keep_freed_memory()
+print(cleared_pages())
 """
 
 
 #: glibc's initial threshold, fixed: otherwise glibc adapts it to the order in which blocks are
 #: freed, and results differ by a factor of two from run to run.
 _MAP_EACH_PIECE = {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
-
-
-def cleared_pages(how: str) -> int:
-    command = [sys.executable, "-c", _UPDATES, how]
-    done = subprocess.run(
-        command, check=True, capture_output=True, text=True, env=os.environ | _MAP_EACH_PIECE
-    )
-    return int(done.stdout)
 
 
 #: If the system uses large pages by itself, few are cleared either way.
@@ -189,4 +183,7 @@ _LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 @pytest.mark.skipif(platform.machine() == "aarch64", reason="torch allocates by itself there")
 def test_memory_of_one_update_serves_the_next() -> None:
     # 140 MiB ten times over: 358,400 pages, where a page has 4 KiB.
-    assert cleared_pages("kept") < cleared_pages("as usual") / 10
+    done = run_code(_UPDATES, environment=os.environ | _MAP_EACH_PIECE)
+    assert done.code == 0, done.err
+    usual, kept = map(int, done.out.split())
+    assert kept < usual / 10
