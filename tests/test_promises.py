@@ -27,9 +27,14 @@ def session(folder: Path, numbers: list[str], *options: str) -> tuple[int, str]:
     (folder / "checks" / "test_all.py").write_text(TESTS.format(numbers=numbers))
     (folder / "pytest.ini").write_text("[pytest]\ntestpaths = checks\n")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tests.promises", *options],
+        [sys.executable, "-m", "pytest", "-p", "xdist", "-p", "tests.promises", *options],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_ADDOPTS": ""},
+        env=os.environ
+        | {
+            "PYTHONPATH": str(ROOT),
+            "PYTEST_ADDOPTS": "",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # the other plugins take a second to import
+        },
         capture_output=True,
         text=True,
     )
