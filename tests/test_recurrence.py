@@ -213,29 +213,29 @@ def test_narrow_products_are_of_factors_rounded_to_the_nearest(tiles: bool) -> N
     weight_HH, x_BH, states_TBH = torch.randn(H, H) / 8, torch.randn(B, H), torch.randn(2, B, H)
     states_TBH[0, 0, :2] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8])  # ties to even: down, up
     states_TBH[0, 5, 7] = torch.nan
-    compiled.rnn_forward(True, weight_HH, x_BH[None], None, states_TBH)
-    expected_BH = (rounded(states_TBH[0]) @ rounded(weight_HH).T + x_BH).tanh()
+    compiled.rnn_forward(weight_HH, x_BH[None].bfloat16(), None, states_TBH)
+    expected_BH = (rounded(states_TBH[0]) @ rounded(weight_HH).T + rounded(x_BH)).tanh()
     assert expected_BH[5].isnan().all()
     close = partial(torch.testing.assert_close, rtol=0, equal_nan=True)
     close(states_TBH[1].double(), expected_BH, atol=1e-6)
-    dh_BH = torch.randn(B, H)
-    (d_BH,) = compiled.rnn_backward(True, weight_HH, states_TBH, torch.randn(1, B, H), dh_BH)
+    d_out_TBH, dh_BH = torch.randn(1, B, H).bfloat16(), torch.randn(B, H)
+    (d_BH,) = compiled.rnn_backward(weight_HH, states_TBH, d_out_TBH, dh_BH)
     close(dh_BH.double(), rounded(d_BH) @ rounded(weight_HH), atol=1e-5)
 
 
 @needs_compiler
-@pytest.mark.parametrize("narrow", [False, True])
-def test_nothing_is_kept_of_what_is_not_learned_from(narrow: bool) -> None:
+@each_dtype
+def test_nothing_is_kept_of_what_is_not_learned_from(dtype: torch.dtype) -> None:
     compiled = recurrence.loops()
     assert compiled is not None
     results = []
     for keep in (True, False):
         torch.manual_seed(3)
         h_TBH, c_TBH, g_TBH, bias_H = *torch.randn(3, T + 1, B, H), torch.randn(H)
-        weight_GH, x_TBG = torch.randn(4 * H, H) / 8, torch.randn(T, B, 4 * H)
-        of_lstm = compiled.lstm_forward(narrow, weight_GH, x_TBG, None, h_TBH, c_TBH, keep)
-        weight_GH, x_TBG = weight_GH[: 3 * H], torch.randn(T, B, 3 * H)
-        of_gru = compiled.gru_forward(narrow, weight_GH, x_TBG, None, bias_H, g_TBH, keep)
+        weight_GH, x_TBG = torch.randn(4 * H, H) / 8, torch.randn(T, B, 4 * H).to(dtype)
+        of_lstm = compiled.lstm_forward(weight_GH, x_TBG, None, h_TBH, c_TBH, keep)
+        weight_GH, x_TBG = weight_GH[: 3 * H], torch.randn(T, B, 3 * H).to(dtype)
+        of_gru = compiled.gru_forward(weight_GH, x_TBG, None, bias_H, g_TBH, keep)
         assert (of_lstm[1] is None) == (of_gru[1] is None) == (not keep)
         results.append((h_TBH, c_TBH, g_TBH))
     for kept, bare in zip(*results, strict=True):
@@ -250,13 +250,13 @@ def test_what_c_would_misread_is_refused() -> None:
     compiled = recurrence.loops()
     assert compiled is not None
     with pytest.raises(TypeError, match="float32"):
-        compiled.rnn_forward(False, weight, x.double(), None, torch.zeros(B + 1, T, H))
+        compiled.rnn_forward(weight, x.double(), None, torch.zeros(B + 1, T, H))
     with pytest.raises(TypeError, match="on a CPU"):
-        compiled.rnn_forward(False, weight, x.to("meta"), None, torch.zeros(B + 1, T, H))
+        compiled.rnn_forward(weight, x.to("meta"), None, torch.zeros(B + 1, T, H))
     with pytest.raises(TypeError, match="evenly spaced"):
         compiled.sum_rows(torch.zeros(T, 2 * B, H)[:, :B])
     with pytest.raises(TypeError, match="weights for C must be float32"):
-        compiled.rnn_forward(False, weight.double(), x, None, torch.zeros(B + 1, T, H))
+        compiled.rnn_forward(weight.double(), x, None, torch.zeros(B + 1, T, H))
 
 
 @needs_compiler

@@ -138,12 +138,8 @@ class _RNN(torch.autograd.Function):
         weight_recurrent: Tensor,
         which_TB: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        steps = len(projected if which_TB is None else which_TB)
-        states_TBH = _states(h_BH, steps)
-        narrow = projected.dtype == torch.bfloat16
-        wide = projected.to(h_BH.dtype)
-        typed_TBH = _loops(h_BH).rnn_forward(narrow, weight_recurrent, wide, which_TB, states_TBH)
-        typed_TBH = typed_TBH.to(projected.dtype)
+        states_TBH = _states(h_BH, projected, which_TB)
+        typed_TBH = _loops(h_BH).rnn_forward(weight_recurrent, projected, which_TB, states_TBH)
         ctx.save_for_backward(weight_recurrent, states_TBH, typed_TBH, which_TB)
         ctx.count = len(projected)
         return typed_TBH[1:].contiguous(), states_TBH[-1].clone()
@@ -153,8 +149,8 @@ class _RNN(torch.autograd.Function):
         refuse_second_derivative()
         weight_recurrent, states_TBH, typed_TBH, which_TB = ctx.saved_tensors
         dh_BH = d_last_BH.clone(memory_format=torch.contiguous_format)
-        loops, narrow = _loops(dh_BH), typed_TBH.dtype == torch.bfloat16
-        d_TBH = loops.rnn_backward(narrow, weight_recurrent, states_TBH, d_out_TBH, dh_BH)
+        loops = _loops(dh_BH)
+        d_TBH = loops.rnn_backward(weight_recurrent, states_TBH, d_out_TBH, dh_BH)
         d_projected, d_weight = _gradients(loops, d_TBH, typed_TBH, which_TB, ctx.count)
         return d_projected, dh_BH, d_weight, None
 
@@ -172,15 +168,12 @@ class _LSTM(torch.autograd.Function):
         weight_recurrent: Tensor,
         which_TB: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        steps = len(projected if which_TB is None else which_TB)
-        states_TBH, cells_TBH = _states(h_BH, steps), _states(c_BH, steps)
-        compiled, narrow = recurrence.loops(), projected.dtype == torch.bfloat16
-        wide = projected.to(h_BH.dtype)
+        states_TBH, cells_TBH = (_states(each, projected, which_TB) for each in (h_BH, c_BH))
+        compiled = recurrence.loops()
         assert compiled is not None
         typed_TBH, kept_TBGH = compiled.lstm_forward(
-            narrow, weight_recurrent, wide, which_TB, states_TBH, cells_TBH, keep
+            weight_recurrent, projected, which_TB, states_TBH, cells_TBH, keep
         )
-        typed_TBH = typed_TBH.to(projected.dtype)
         ctx.save_for_backward(weight_recurrent, typed_TBH, cells_TBH, kept_TBGH, which_TB)
         ctx.count = len(projected)
         return typed_TBH[1:].contiguous(), states_TBH[-1].clone(), cells_TBH[-1].clone()
@@ -193,10 +186,10 @@ class _LSTM(torch.autograd.Function):
         weight_recurrent, typed_TBH, cells_TBH, kept_TBGH, which_TB = ctx.saved_tensors
         dh_BH = d_last_BH.clone(memory_format=torch.contiguous_format)
         dc_BH = d_cell_BH.clone(memory_format=torch.contiguous_format)
-        compiled, narrow = recurrence.loops(), typed_TBH.dtype == torch.bfloat16
+        compiled = recurrence.loops()
         assert compiled is not None
         d_TBG = compiled.lstm_backward(
-            narrow, weight_recurrent, cells_TBH, kept_TBGH, d_out_TBH, dh_BH, dc_BH
+            weight_recurrent, cells_TBH, kept_TBGH, d_out_TBH, dh_BH, dc_BH
         )
         d_projected, d_weight = _gradients(compiled, d_TBG, typed_TBH, which_TB, ctx.count)
         return None, d_projected, dh_BH, dc_BH, d_weight, None
@@ -215,14 +208,10 @@ class _GRU(torch.autograd.Function):
         bias_recurrent: Tensor,
         which_TB: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        steps = len(projected if which_TB is None else which_TB)
-        states_TBH = _states(h_BH, steps)
-        narrow = projected.dtype == torch.bfloat16
-        wide = projected.to(h_BH.dtype)
+        states_TBH = _states(h_BH, projected, which_TB)
         typed_TBH, kept_TBGH = _loops(h_BH).gru_forward(
-            narrow, weight_recurrent, wide, which_TB, bias_recurrent, states_TBH, keep
+            weight_recurrent, projected, which_TB, bias_recurrent, states_TBH, keep
         )
-        typed_TBH = typed_TBH.to(projected.dtype)
         ctx.save_for_backward(weight_recurrent, states_TBH, typed_TBH, kept_TBGH, which_TB)
         ctx.count = len(projected)
         return typed_TBH[1:].contiguous(), states_TBH[-1].clone()
@@ -233,9 +222,9 @@ class _GRU(torch.autograd.Function):
         weight_recurrent, states_TBH, typed_TBH, kept_TBGH, which_TB = ctx.saved_tensors
         hidden = states_TBH.shape[2]
         dh_BH = d_last_BH.clone(memory_format=torch.contiguous_format)
-        loops, narrow = _loops(dh_BH), typed_TBH.dtype == torch.bfloat16
+        loops = _loops(dh_BH)
         d_TBG, d_n_TBH = loops.gru_backward(
-            narrow, weight_recurrent, states_TBH, kept_TBGH, d_out_TBH, dh_BH
+            weight_recurrent, states_TBH, kept_TBGH, d_out_TBH, dh_BH
         )
         (d_bias_recurrent,) = loops.sum_rows(d_TBG[..., 2 * hidden :])
         d_projected, d_weight = _gradients(loops, d_TBG, typed_TBH, which_TB, ctx.count, d_n_TBH)
@@ -277,8 +266,9 @@ def _gradients(
     return d_DG.to(typed_TBH.dtype), d_weight
 
 
-def _states(h_BH: Tensor, steps: int) -> Tensor:
+def _states(h_BH: Tensor, projected: Tensor, which_TB: Tensor | None) -> Tensor:
     """Return a tensor for all states, [T + 1, B, H], with the first one filled in."""
+    steps = len(projected if which_TB is None else which_TB)
     states_TBH = h_BH.new_empty(steps + 1, *h_BH.shape)
     states_TBH[0] = h_BH
     return states_TBH
@@ -297,31 +287,30 @@ _quietly = np.errstate(all="ignore")
 class _NumpyLoops:
     """The loops of ``recurrence.Loops`` for RNN and GRU, with a numpy call for every operation.
 
-    Products are in the states' type even if ``narrow``, and so is what is typed: converting the
-    arrays at every step would cost as much as bf16 saves.
+    Products are in the states' type even for inputs in bf16, and so are the gradients returned:
+    converting the arrays at every step would cost as much as bf16 saves.
     """
 
     @_quietly
     def rnn_forward(
         self,
-        narrow: bool,
         weight_HH: Tensor,
         projected: Tensor,
         which_TB: Tensor | None,
         states_TBH: Tensor,
     ) -> Tensor:
-        projected_TBH = projected if which_TB is None else projected[which_TB]
+        wide = projected.to(states_TBH.dtype)
+        projected_TBH = wide if which_TB is None else wide[which_TB]
         recurrent = step_product(weight_HH, *projected_TBH.shape[:2])
         of_steps = zip(states_TBH[:-1], projected_TBH.numpy(), states_TBH[1:].numpy(), strict=True)
         for h, x, h_next in of_steps:
             np.add(recurrent(h).numpy(), x, out=h_next)
             np.tanh(h_next, out=h_next)
-        return states_TBH
+        return states_TBH.to(projected.dtype)
 
     @_quietly
     def rnn_backward(
         self,
-        narrow: bool,
         weight_HH: Tensor,
         states_TBH: Tensor,
         d_out_TBH: Tensor,
@@ -341,7 +330,6 @@ class _NumpyLoops:
     @_quietly
     def gru_forward(
         self,
-        narrow: bool,
         weight_GH: Tensor,
         projected: Tensor,
         which_TB: Tensor | None,
@@ -349,7 +337,8 @@ class _NumpyLoops:
         states_TBH: Tensor,
         keep: bool,
     ) -> tuple[Tensor, Tensor]:
-        projected_TBG = projected if which_TB is None else projected[which_TB]
+        wide = projected.to(states_TBH.dtype)
+        projected_TBG = wide if which_TB is None else wide[which_TB]
         steps, lanes, _ = projected_TBG.shape
         recurrent = step_product(weight_GH, steps, lanes)
         gates_TBGH = projected_TBG.view(steps, lanes, 3, -1).numpy()
@@ -372,12 +361,11 @@ class _NumpyLoops:
             np.subtract(h, n, out=h_next)
             np.multiply(h_next, z, out=h_next)
             np.add(h_next, n, out=h_next)  # n + z (h - n)
-        return states_TBH, kept_TBGH
+        return states_TBH.to(projected.dtype), kept_TBGH
 
     @_quietly
     def gru_backward(
         self,
-        narrow: bool,
         weight_GH: Tensor,
         states_TBH: Tensor,
         kept_TBGH: Tensor,

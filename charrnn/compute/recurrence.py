@@ -28,12 +28,11 @@ _TYPES = (torch.float32, torch.bfloat16)
 class Loops(Multiplier):
     """The functions of ``recurrence.c``, on tensors.
 
-    All tensors are float32 (``which_TB`` int64), contiguous and on a CPU. Their sizes and the
-    indices in ``which_TB`` are not checked. Tensors that are returned are allocated here. In all
-    functions
+    All tensors are float32 (``which_TB`` int64), contiguous and on a CPU. But inputs and the
+    gradient of outputs may be bf16: then the recurrent products are in bf16 too, if the processor
+    has them. Sizes and the indices in ``which_TB`` are not checked. Tensors that are returned are
+    allocated here. In all functions
 
-    - ``narrow`` asks for recurrent products in bf16; a processor without it computes them in
-      float32. What is returned "typed" is in the products' type, as they read it;
     - ``weight_GH`` or ``weight_HH`` is U;
     - ``projected`` is W x + b of every time step, [T, B, G], or of D distinct x, [D, G], and
       ``which_TB`` says which of these each step reads (None: its own);
@@ -41,8 +40,9 @@ class Loops(Multiplier):
       is given the first and fills in the rest;
     - ``kept_TBGH`` holds what the backward loop needs of the forward one, which returns it if
       ``keep``;
-    - ``d_out_TBH`` is the gradient of the outputs, float32 or bf16; ``dh_BH`` and ``dc_BH`` are the
-      gradients of the last state and cell, and are overwritten with those of the first.
+    - ``d_out_TBH`` is the gradient of the outputs; ``dh_BH`` and ``dc_BH`` are the gradients of the
+      last state and cell, and are overwritten with those of the first;
+    - what is returned "typed" is in the products' type, as they read it.
     """
 
     FILE = "recurrence.c"
@@ -56,19 +56,17 @@ class Loops(Multiplier):
 
     def rnn_forward(
         self,
-        narrow: bool,
         weight_HH: Tensor,
         projected: Tensor,
         which_TB: Tensor | None,
         states_TBH: Tensor,
     ) -> Tensor:
-        """Fill in the states; return them typed."""
-        tensors = (projected, which_TB, None)
-        return self._forward("rnn", narrow, weight_HH, tensors, states_TBH, None, None)
+        """Fill in the states; return them in the type of ``projected``."""
+        inputs = (projected, which_TB, None)
+        return self._forward("rnn", weight_HH, *inputs, states_TBH, None, None)
 
     def rnn_backward(
         self,
-        narrow: bool,
         weight_HH: Tensor,
         states_TBH: Tensor,
         d_out_TBH: Tensor,
@@ -76,12 +74,11 @@ class Loops(Multiplier):
     ) -> Tensor:
         """Return the gradient before each tanh, [T, B, H], typed."""
         tensors = (states_TBH, None, None, d_out_TBH, dh_BH, None)
-        d_TBH, _ = self._backward("rnn", narrow, weight_HH, *tensors)
+        d_TBH, _ = self._backward("rnn", weight_HH, *tensors)
         return d_TBH
 
     def lstm_forward(
         self,
-        narrow: bool,
         weight_GH: Tensor,
         projected: Tensor,
         which_TB: Tensor | None,
@@ -89,20 +86,17 @@ class Loops(Multiplier):
         cells_TBH: Tensor,
         keep: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Fill in states and cells; return the states typed, and what is kept if ``keep``.
+        """Fill in states and cells; return the states as ``rnn_forward`` does, and what is kept.
 
-        That is i, f, g, o and tanh(c), [T, B, 5, H].
+        That is, if ``keep``, i, f, g, o and tanh(c), [T, B, 5, H].
         """
         kept_TBGH = _room_to_keep(states_TBH, 5, keep)
-        tensors = (projected, which_TB, None)
-        typed_TBH = self._forward(
-            "lstm", narrow, weight_GH, tensors, states_TBH, cells_TBH, kept_TBGH
-        )
+        inputs = (projected, which_TB, None)
+        typed_TBH = self._forward("lstm", weight_GH, *inputs, states_TBH, cells_TBH, kept_TBGH)
         return typed_TBH, kept_TBGH
 
     def lstm_backward(
         self,
-        narrow: bool,
         weight_GH: Tensor,
         cells_TBH: Tensor,
         kept_TBGH: Tensor,
@@ -112,12 +106,11 @@ class Loops(Multiplier):
     ) -> Tensor:
         """Return the gradients of i, f, g and o before their functions, [T, B, 4H], typed."""
         tensors = (None, cells_TBH, kept_TBGH, d_out_TBH, dh_BH, dc_BH)
-        d_TBG, _ = self._backward("lstm", narrow, weight_GH, *tensors)
+        d_TBG, _ = self._backward("lstm", weight_GH, *tensors)
         return d_TBG
 
     def gru_forward(
         self,
-        narrow: bool,
         weight_GH: Tensor,
         projected: Tensor,
         which_TB: Tensor | None,
@@ -125,18 +118,18 @@ class Loops(Multiplier):
         states_TBH: Tensor,
         keep: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Fill in the states; return them typed, and what is kept if ``keep``.
+        """Fill in the states; return them as ``rnn_forward`` does, and what is kept.
 
-        That is r, z, m and n, [T, B, 4, H]: ``n = tanh(W x + b + r * m)``, and ``m = U h + bias``.
+        That is, if ``keep``, r, z, m and n, [T, B, 4, H]: ``n = tanh(W x + b + r * m)``, and
+        ``m = U h + bias``.
         """
         kept_TBGH = _room_to_keep(states_TBH, 4, keep)
-        tensors = (projected, which_TB, bias_H)
-        typed_TBH = self._forward("gru", narrow, weight_GH, tensors, states_TBH, None, kept_TBGH)
+        inputs = (projected, which_TB, bias_H)
+        typed_TBH = self._forward("gru", weight_GH, *inputs, states_TBH, None, kept_TBGH)
         return typed_TBH, kept_TBGH
 
     def gru_backward(
         self,
-        narrow: bool,
         weight_GH: Tensor,
         states_TBH: Tensor,
         kept_TBGH: Tensor,
@@ -148,7 +141,7 @@ class Loops(Multiplier):
         Both are typed.
         """
         tensors = (states_TBH, None, kept_TBGH, d_out_TBH, dh_BH, None)
-        d_TBG, d_n_TBH = self._backward("gru", narrow, weight_GH, *tensors)
+        d_TBG, d_n_TBH = self._backward("gru", weight_GH, *tensors)
         assert d_n_TBH is not None
         return d_TBG, d_n_TBH
 
@@ -186,33 +179,33 @@ class Loops(Multiplier):
     def _forward(
         self,
         cell: CellName,
-        narrow: bool,
         weight_GH: Tensor,
-        inputs: tuple[Tensor | None, ...],
+        projected: Tensor,
+        which_TB: Tensor | None,
+        bias_H: Tensor | None,
         states_TBH: Tensor,
-        *rest: Tensor | None,
+        cells_TBH: Tensor | None,
+        kept_TBGH: Tensor | None,
     ) -> Tensor:
         """Call the forward loop; each gate's columns of U transposed get panels of their own.
 
         Returns:
-            The states, typed.
+            The states, in the type of ``projected``.
         """
         hidden = weight_GH.shape[1]
         if more := -hidden % self._width:
             by_gate_GHH = weight_GH.view(-1, hidden, hidden)
             weight_GH = torch.nn.functional.pad(by_gate_GHH, (0, 0, 0, more)).flatten(0, 1)
-        narrow = narrow and self.multiplies_bf16
-        number, typed_TBH = CELL_NAMES.index(cell), states_TBH
-        if narrow:
-            typed_TBH = self._room_for(narrow, states_TBH, hidden)
-        tensors = (*inputs, states_TBH, typed_TBH, *rest)
-        self._run("forward", narrow, weight_GH.t(), states_TBH, number, *tensors)
-        return typed_TBH[..., :hidden]
+        narrow = self._is_narrow(projected)
+        wide = projected.float() if projected.dtype == torch.bfloat16 else projected
+        typed_TBH = self._room_for(narrow, states_TBH, hidden) if narrow else states_TBH
+        tensors = (wide, which_TB, bias_H, states_TBH, typed_TBH, cells_TBH, kept_TBGH)
+        self._run("forward", cell, narrow, weight_GH.t(), states_TBH[1:], *tensors)
+        return typed_TBH[..., :hidden].to(projected.dtype)
 
     def _backward(
         self,
         cell: CellName,
-        narrow: bool,
         weight_GH: Tensor,
         states_TBH: Tensor | None,
         cells_TBH: Tensor | None,
@@ -222,17 +215,18 @@ class Loops(Multiplier):
         dc_BH: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Call the backward loop; return the gradients before the gates' functions, and of n."""
-        narrow = narrow and self.multiplies_bf16
+        narrow = self._is_narrow(d_out_TBH)
         d_out_TBH = d_out_TBH.to(_TYPES[narrow]).contiguous()
         d_TBG = self._room_for(narrow, d_out_TBH, len(weight_GH))
         d_n_TBH = torch.empty_like(d_out_TBH) if cell == "gru" else None
-        like_TBH = states_TBH if states_TBH is not None else cells_TBH
-        assert like_TBH is not None
         given = (states_TBH, cells_TBH, kept_TBGH, d_out_TBH)
         tensors = (*given, dh_BH, dc_BH, d_TBG, d_n_TBH)
-        number = CELL_NAMES.index(cell)
-        self._run("backward", narrow, weight_GH, like_TBH, number, *tensors)
+        self._run("backward", cell, narrow, weight_GH, d_out_TBH, *tensors)
         return d_TBG[..., : len(weight_GH)], d_n_TBH
+
+    def _is_narrow(self, x: Tensor) -> bool:
+        """Whether products are in bf16 for such inputs, or such gradients of outputs."""
+        return self.multiplies_bf16 and x.dtype == torch.bfloat16
 
     def _room_for(self, narrow: bool, like_TBH: Tensor, columns: int) -> Tensor:
         """Return a typed tensor to be written, [T, B, columns], in bf16 padded for the product."""
@@ -243,29 +237,32 @@ class Loops(Multiplier):
     def _run(
         self,
         name: str,
+        cell: CellName,
         narrow: bool,
         weight_KN: Tensor,
         like_TBH: Tensor,
-        *rest: Tensor | int | None,
+        *rest: Tensor | None,
     ) -> None:
-        """Call a function of the library, with the sizes of one of its tensors, [T + 1, B, H].
+        """Call a function of the library, with the sizes of a tensor like ``like_TBH``.
 
         ``narrow`` is set only if the library has products in bf16.
         """
-        states, lanes, hidden = like_TBH.shape
+        steps, lanes, hidden = like_TBH.shape
         refuse_misreadable(*rest, dtypes=(*_TYPES, torch.int64))
         if weight_KN.dtype != torch.float32:
             raise TypeError(f"weights for C must be float32, not {weight_KN.dtype}")
         panels = self._panels(weight_KN.bfloat16() if narrow else weight_KN)
         ways = ways_to_share(lanes, panels.nbytes, torch.get_num_threads())
         most = max(threads for threads, _ in ways)
-        room = like_TBH.new_empty(lanes * len(panels) * self._width + most * 4 * hidden)
-        sizes = (narrow, states - 1, lanes, hidden)
+        entries = lanes * len(panels) * self._width + most * 4 * hidden
+        room = torch.empty(entries, dtype=torch.float32)
+        sizes = (narrow, steps, lanes, hidden)
         key = (name, panels.shape, *sizes, *ways)
         if key not in self._fastest:
             function: Callable[..., None] = getattr(self._library, name)
             self._fastest[key] = Fastest([partial(function, *map(argument, way)) for way in ways])
-        self._fastest[key](*map(argument, (*sizes, panels, *rest, room)))
+        arguments = (*sizes, panels, CELL_NAMES.index(cell), *rest, room)
+        self._fastest[key](*map(argument, arguments))
 
 
 def _room_to_keep(states_TBH: Tensor, gates: int, keep: bool) -> Tensor | None:
