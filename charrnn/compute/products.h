@@ -44,6 +44,14 @@
 /* The same for a panel of bytes: two sums, each of which takes two rows at a time. */
 #define BYTE_DEPTH 4
 
+/* Threads that share out the units, as they do if `apart` is not set, wait for each other here. */
+INLINE void wait_unless(long apart)
+{
+    if (!apart) {
+#pragma omp barrier
+    }
+}
+
 /* ---- Products ---- */
 
 /* In the order of _TYPES in charrnn/compute/steps.py. */

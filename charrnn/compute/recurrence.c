@@ -65,12 +65,6 @@ static share share_of(matrix m, long threads, long apart, long lanes, long hidde
     return s;
 }
 
-/* Where threads share the units, wait until all of them are here. */
-#define WAIT                                                                                     \
-    if (!apart) {                                                                                \
-        _Pragma("omp barrier")                                                                   \
-    }
-
 /* Multiply a thread's lanes of x, from row `at` on, with its panels. */
 static void multiply_lanes(matrix m, share s, const void *x, long at, long given)
 {
@@ -128,7 +122,7 @@ void forward(long threads, long apart, long narrow, long steps, long lanes, long
                 narrow_units(s, 1, hidden, states + at * hidden, m.inner,
                              (uint16_t *)typed + at * m.inner);
             }
-            WAIT
+            wait_unless(apart);
             if (t < steps)
                 multiply_lanes(m, s, typed, t * lanes + s.first, hidden);
         }
@@ -215,7 +209,7 @@ void backward(long threads, long apart, long narrow, long steps, long lanes, lon
                 if (narrow && d_n)
                     narrow_units(s, 1, hidden, d_n_row, hidden, (uint16_t *)d_n + at * hidden);
             }
-            WAIT
+            wait_unless(apart);
             multiply_lanes(m, s, d, t * lanes + s.first, gates * hidden);
             for (long row = 0; row < s.rows; row++) {
                 const float *sum = s.sums + row * width_of(m);

@@ -79,9 +79,7 @@ void step(long threads, long apart, long cell, long weights, long lanes, long hi
                     for (long j = panels.from * WIDTH; j < least(panels.to * WIDTH, gates); j++)
                         inputs[row * columns + j] += at.bias[j];
             }
-            if (!apart) {
-#pragma omp barrier
-            }
+            wait_unless(apart);
             for (long row = own.from; row < own.to; row++) {
                 const float *sum = sums + row * columns;
                 const float *x = l ? inputs + row * columns : table + symbols[row] * gates;
@@ -93,9 +91,7 @@ void step(long threads, long apart, long cell, long weights, long lanes, long hi
                 else
                     gru_units(units.from, units.to, hidden, sum, hidden, x, at.second, h, h, 0);
             }
-            if (!apart) {
-#pragma omp barrier
-            }
+            wait_unless(apart);
         }
         multiply(top, top_panels.from, top_panels.to, rows, layers[depth - 1].h + first * hidden,
                  hidden, above + first * top_columns, narrow);
