@@ -191,11 +191,9 @@ class KneserNey:
         if self._orders:
             # Each n-gram is one more character before the (n-1)-gram that it ends with.
             below = self._orders[-1]
-            contexts = len(below.keys)
-            left = np.bincount(self._number_at[1:][first], minlength=contexts)
-            below.counts = _Counts(left, below.keys // self._size, below.contexts)
-        occurrences = _Counts(counts, keys // self._size, contexts)
-        self._orders.append(_Order(keys, contexts, occurrences))
+            contexts = len(below)
+            below.count(np.bincount(self._number_at[1:][first], minlength=contexts))
+        self._orders.append(_Order(keys, counts, self._size, contexts))
         self._number_at = longer_at
 
     def prices(self, ids: Ids) -> NDArray[np.float64]:
@@ -209,46 +207,47 @@ class KneserNey:
         number_at = np.zeros(len(text) + 1, np.int64)
         for n, grams in enumerate(self._orders[: len(text)], start=1):
             context_at = number_at[:-1]
-            number_at = grams.find(context_at * self._size + text[n - 1 :], context_at)
-            p[n - 1 :] = grams.counts.interpolate(context_at, number_at, p[n - 1 :])
+            number_at = grams.find(context_at, text[n - 1 :])
+            p[n - 1 :] = grams.interpolate(context_at, number_at, p[n - 1 :])
         prices: NDArray[np.float64] = -np.log(p)
         return prices
 
 
 class _Order:
-    """The n-grams of one length.
+    """The n-grams of one length, with their counts and discounts.
 
-    Attributes:
+    Args:
         keys: number of the context * V + last character, ascending; an n-gram's index
             here is its number.
+        counts: how often each n-gram occurs.
+        size: V.
         contexts: number of different (n-1)-grams.
-        counts: for the highest order, how often each n-gram occurs; for lower orders, after
-            how many different characters.
     """
 
-    def __init__(self, keys: NDArray[np.int64], contexts: int, counts: _Counts) -> None:
-        self.keys = keys
-        self.contexts = contexts
-        self.counts = counts
-
-    def find(self, keys: NDArray[np.int64], contexts: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the numbers of n-grams; -1 for those that never occurred."""
-        places = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
-        return np.where((contexts >= 0) & (self.keys[places] == keys), places, -1)
-
-
-class _Counts:
-    """One kind of count of the n-grams of one length, with its discounts."""
-
     def __init__(
-        self, counts: NDArray[np.int64], context_of: NDArray[np.int64], contexts: int
+        self, keys: NDArray[np.int64], counts: NDArray[np.int64], size: int, contexts: int
     ) -> None:
+        self._keys, self._size, self._contexts = keys, size, contexts
+        self.count(counts)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def count(self, counts: NDArray[np.int64]) -> None:
+        """Take other counts instead, such as after how many characters each n-gram occurs."""
+        context_of = self._keys // self._size
         self._counts = counts.astype(np.int32)
         self._discounts = _discounts(counts)
         taken = self._discounts[self._counts.clip(max=3)]
         #: a(h) and g(h) a(h), by the number of h.
-        self._total = np.bincount(context_of, counts, contexts)
-        self._taken = np.bincount(context_of, taken, contexts)
+        self._total = np.bincount(context_of, counts, self._contexts)
+        self._taken = np.bincount(context_of, taken, self._contexts)
+
+    def find(self, contexts: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers of n-grams, by their contexts' and last characters'; -1: none."""
+        keys = contexts * self._size + last
+        places = np.searchsorted(self._keys, keys).clip(max=len(self) - 1)
+        return np.where((contexts >= 0) & (self._keys[places] == keys), places, -1)
 
     def interpolate(
         self,
