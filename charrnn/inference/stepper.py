@@ -137,24 +137,21 @@ class CompiledStepper:
             return compiled.matrix(_rounded(weight_NK, weights))
 
         with torch.inference_mode():
-            lowest, *upper = model.layers()
-            table_VG = torch.addmm(lowest.bias, model.embedding.weight, lowest.weight_input.t())
-            inputs = [(None, None), *((matrix(cell.weight_input), cell.bias) for cell in upper)]
             self._hidden = tuple(tuple(part.clone() for part in state) for state in hidden)
             layers = [
                 Layer(
-                    weight,
+                    matrix(cell.weight_input) if index else None,
                     matrix(cell.weight_recurrent),
-                    bias_G,
+                    cell.bias if index else None,
                     cell.bias_recurrent if isinstance(cell, GRU) else None,
                     *state,
                 )
-                for cell, (weight, bias_G), state in zip(
-                    (lowest, *upper), inputs, self._hidden, strict=True
+                for index, (cell, state) in enumerate(
+                    zip(model.layers(), self._hidden, strict=True)
                 )
             ]
             self.step = compiled.bind(
-                model.config.cell, layers, table_VG, matrix(model.head.weight), model.head.bias
+                model.config.cell, layers, _table(model), matrix(model.head.weight), model.head.bias
             )
         self.draw = compiled.drawing(len(hidden[0][0]), model.config.vocabulary)
 
@@ -171,11 +168,9 @@ class NumpyStepper:
         layers = model.layers()
         with torch.inference_mode():
             self._layers = [_LAYERS[type(cell)](cell, lanes, weights) for cell in layers]
-            lowest, *upper = layers
-            table_VG = torch.addmm(lowest.bias, model.embedding.weight, lowest.weight_input.t())
-            self._inputs = [_input_product(cell, lanes, weights) for cell in upper]
+            self._table_VG = _array(_table(model))
+            self._inputs = [_input_product(cell, lanes, weights) for cell in layers[1:]]
             self._head = _product(model.head.weight, lanes, weights)
-        self._table_VG = _array(table_VG)
         self._states: list[list[Array]] = [[_array(part) for part in state] for state in hidden]
         self._head_bias_V = _array(model.head.bias)
 
@@ -263,6 +258,12 @@ class _GRU(_Layer):
 
 
 _LAYERS: dict[type[Cell], type[_Layer]] = {RNN: _RNN, LSTM: _LSTM, GRU: _GRU}
+
+
+def _table(model: CharModel) -> Tensor:
+    """Return the lowest layer's input product, bias included, for every symbol, table_VG."""
+    lowest = model.layers()[0]
+    return torch.addmm(lowest.bias, model.embedding.weight, lowest.weight_input.t())
 
 
 def _blocks(gates_BG: Array, count: int, width: int) -> list[Array]:
