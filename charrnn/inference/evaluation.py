@@ -168,13 +168,18 @@ def score(
             done += int(counted_TB.sum())
             tell(done)
     spelled_N = nats_N.cpu().numpy() + unknown_N * vocabulary.unknown_nats
+    return _scores(part, spelled_N, int(unknown_N.sum()), time.perf_counter() - started)
+
+
+def _scores(part: Part, nats_N: NDArray[np.float64], unknown: int, seconds: float) -> Scores:
+    """Return the scores of a text, from its price by blocks."""
     return Scores(
-        nats=float(spelled_N.sum()),
-        nats_N=tuple(spelled_N.tolist()),
-        characters=predictions,
-        unknown=int(unknown_N.sum()),
+        nats=float(nats_N.sum()),
+        characters=part.characters - 1,
+        unknown=unknown,
         bytes=part.predicted.encoded_size(),
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
+        nats_N=tuple(nats_N.tolist()),
     )
 
 
@@ -319,14 +324,7 @@ def total(
             watcher(stretch)
         started = time.perf_counter()
     seconds += time.perf_counter() - started
-    return Scores(
-        nats=float(nats_N.sum()),
-        nats_N=tuple(nats_N.tolist()),
-        characters=predictions,
-        unknown=unknown,
-        bytes=part.predicted.encoded_size(),
-        seconds=seconds,
-    )
+    return _scores(part, nats_N, unknown, seconds)
 
 
 def read_windows(
