@@ -44,6 +44,14 @@
 /* The same for a panel of bytes: two sums, each of which takes two rows at a time. */
 #define BYTE_DEPTH 4
 
+/* ---- Threads ---- */
+
+/* A thread's part of so many things; or all of them, if they are not shared out. */
+INLINE part part_or_all(long shared, long count, long threads)
+{
+    return shared ? part_of(count, threads) : (part){0, count, omp_get_thread_num()};
+}
+
 /* Threads that share out the units, as they do if `apart` is not set, wait for each other here. */
 INLINE void wait_unless(long apart)
 {

@@ -49,20 +49,19 @@ typedef struct {
 
 static share share_of(matrix m, long threads, long apart, long lanes, long hidden, float *room)
 {
-    const part p = part_of(apart ? lanes : m.each, threads);
-    share s = {.rows = lanes, .panel_end = m.each};
-    if (apart) {
-        s.first = p.from;
-        s.rows = p.to - p.from;
-    } else {
-        s.panel = p.from;
-        s.panel_end = p.to;
-    }
-    s.from = least(s.panel * WIDTH, hidden);
-    s.to = least(s.panel_end * WIDTH, hidden);
-    s.sums = room + s.first * width_of(m);
-    s.wide = room + lanes * width_of(m) + p.number * 4 * hidden;
-    return s;
+    const part own = part_or_all(apart, lanes, threads);
+    const part panels = part_or_all(!apart, m.each, threads);
+    const long number = (apart ? own : panels).number;
+    return (share){
+        .first = own.from,
+        .rows = own.to - own.from,
+        .panel = panels.from,
+        .panel_end = panels.to,
+        .from = least(panels.from * WIDTH, hidden),
+        .to = least(panels.to * WIDTH, hidden),
+        .sums = room + own.from * width_of(m),
+        .wide = room + lanes * width_of(m) + number * 4 * hidden,
+    };
 }
 
 /* Multiply a thread's lanes of x, from row `at` on, with its panels. */

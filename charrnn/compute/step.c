@@ -29,12 +29,6 @@ long step_room(long threads, long apart, long cell, long weights, long lanes, lo
     return lanes * (2 * width_of(m) + width_of(head) + copies * m.inner);
 }
 
-/* A thread's part of so many things; or all of them, if they are not shared out. */
-INLINE part part_or_all(long shared, long count, long threads)
-{
-    return shared ? part_of(count, threads) : (part){0, count, omp_get_thread_num()};
-}
-
 /* Read one more character of every lane.
  *
  *   threads  how many threads share out the lanes, or the units if `apart` is not set: then they
