@@ -38,7 +38,9 @@ def by_singular_values(matrix_RC: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [(7, 7), (5, 9), (9, 5), (1, 6), (6, 1)])
 def test_orthogonalise_moves_the_singular_values_alone(shape: tuple[int, int]) -> None:
     matrices_NRC = random(3, *shape)
-    for result_RC, matrix_RC in zip(orthogonalise(matrices_NRC), matrices_NRC, strict=True):
+    for result_RC, matrix_RC in zip(
+        orthogonalise(matrices_NRC, shape[0]), matrices_NRC, strict=True
+    ):
         torch.testing.assert_close(result_RC, by_singular_values(matrix_RC), rtol=1e-8, atol=1e-9)
 
 
@@ -71,7 +73,7 @@ def test_small_singular_values_come_near_1() -> None:
     values_R = torch.logspace(-2.2, 0, 40, dtype=torch.float64)
     values_R /= values_R.norm()  # the smallest is above 0.001
     u_RR, _ = torch.linalg.qr(random(40, 40, seed=3))
-    singular_R = torch.linalg.svdvals(orthogonalise((u_RR * values_R)[None])[0])
+    singular_R = torch.linalg.svdvals(orthogonalise((u_RR * values_R)[None], 40)[0])
     assert singular_R.min() > 0.13
     assert singular_R.max() < 1.87
 
@@ -108,9 +110,9 @@ def test_products_are_in_bf16_where_the_hardware_has_them(
 
 def test_orthogonalise_does_not_care_for_scale_and_takes_zero() -> None:
     matrices_NRC = random(2, 4, 6)
-    scaled = orthogonalise(matrices_NRC * 1e-3)
-    torch.testing.assert_close(scaled, orthogonalise(matrices_NRC), rtol=1e-3, atol=1e-4)
-    assert not orthogonalise(torch.zeros(2, 4, 6)).any()
+    scaled = orthogonalise(matrices_NRC * 1e-3, 4)
+    torch.testing.assert_close(scaled, orthogonalise(matrices_NRC, 4), rtol=1e-3, atol=1e-4)
+    assert not orthogonalise(torch.zeros(2, 4, 6), 4).any()
 
 
 def test_moves_against_the_gradient_s_sign_are_left_out() -> None:

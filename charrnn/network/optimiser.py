@@ -57,20 +57,20 @@ BAND = 192
 _GRAIN = 16
 
 
-def orthogonalise(matrices_NRC: Tensor, band: int | None = None) -> Tensor:
+def orthogonalise(matrices_NRC: Tensor, band: int) -> Tensor:
     """Return the (nearly) semi-orthogonal factors of N matrices, all at once.
 
     Args:
         matrices_NRC: N matrices of R rows and C columns; R at most C costs least.
         band: the most rows that are made orthogonal to each other, up to the next multiple
             of 16. A matrix is cut into as few bands as possible; the last one may have fewer
-            rows than the others. None: the whole matrix.
+            rows than the others.
 
     Returns:
         A tensor of the same shape; each band keeps its singular vectors.
     """
     count, rows, columns = matrices_NRC.shape
-    height = rows if band is None else band_height(rows, band)
+    height = band_height(rows, band)
     # The last band is padded with zero rows, which stay zero and change no others.
     x = F.pad(matrices_NRC, (0, 0, 0, -rows % height)).reshape(-1, height, columns)
     x = newton_schulz(x / (x.norm(dim=(1, 2), keepdim=True) * CUSHION + 1e-12))
