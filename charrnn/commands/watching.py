@@ -15,7 +15,7 @@ import torch
 
 from charrnn.commands.stdio import Meter, print_path, say
 from charrnn.commands.stopping import Stopped, StopSignals
-from charrnn.config import EvaluateConfig, InspectConfig, TrainConfig
+from charrnn.config import EvaluateConfig, InspectConfig
 from charrnn.errors import NonFiniteError, RunFolderError
 from charrnn.inference.assessment import Assessment, assess
 from charrnn.inference.baselines import Baseline
@@ -252,8 +252,9 @@ def watch_scoring(
                 assessments.append(
                     assess(
                         str(subject.path), subject.model, vocabulary, part, config,
-                        baselines=priced.get(basis, ()), facts=facts, seed=subject.trained.seed,
-                        setting=subject.setting(), watchers=watchers, tell=meter,
+                        baselines=priced.get(basis, ()), facts=facts,
+                        seed=subject.train_config.seed, setting=subject.setting(),
+                        watchers=watchers, tell=meter,
                     )
                 )  # fmt: skip
         except RunFolderError as error:
@@ -290,7 +291,7 @@ def watch_inspection(
     from charrnn.analysis.stretch import read_stretch
 
     name, model, vocabulary = shown(subject.path), subject.model, subject.vocabulary
-    training = subject.checkpoint.record("training", TrainConfig)
+    training = subject.train_config
     history = None
     if "clipping" in config.measured:
         history = clipping(read_log(subject.checkpoint.folder), training)

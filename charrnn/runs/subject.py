@@ -170,7 +170,7 @@ class Subject:
         }
 
     @property
-    def trained(self) -> TrainConfig:
+    def train_config(self) -> TrainConfig:
         """How its run trains.
 
         Raises:
@@ -185,9 +185,9 @@ class Subject:
         depends on the speed. So is where the text was.
 
         Raises:
-            CheckpointError: as for ``trained``.
+            CheckpointError: as for ``train_config``.
         """
-        text, trained = self.trained_on, self.trained
+        text, trained = self.trained_on, self.train_config
         model, training = self.model.config.to_dict(), trained.to_dict()
         del training["seed"]
         for by_plan, values, names in (
