@@ -1090,8 +1090,10 @@ class TestCompare:
         (widths,) = re.findall(re.escape(note) + r"(\d+) units\n", done.err)
         assert f"RNN 1 x {widths}," in done.err
         assert int(widths) > 16
-        again = cli("compare", "--run", tmp_path / "all", "--resume")
+        again = cli("compare", "--run", tmp_path / "all", "--resume", "--seeds", 3)
+        assert "--- run 3 of 3" in again.err
         assert "what scoring takes" not in again.err
+        assert note not in again.err, "it comes too late"
 
     @pytest.mark.parametrize("budget", [("--minutes", 0.01), ("--steps", 2)])
     def test_says_that_minutes_on_another_processor_are_others(
