@@ -245,6 +245,14 @@ class TrainConfig(Record):
         return next(name for name in BUDGETS if getattr(self, name))
 
 
+#: Fields that the rules may choose anew with every budget -> the field that says whether they do.
+BY_PLAN = {
+    "dropout": "dropout_by_plan",
+    "weight_drop": "dropout_by_plan",
+    "weight_decay": "decay_by_plan",
+    "loss_temperature": "temperature_by_plan",
+}
+
 #: Most samples made side by side; each has a state and a random stream in memory.
 MOST_SAMPLES = 10_000
 

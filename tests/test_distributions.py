@@ -19,7 +19,7 @@ def tracked() -> list[str]:
     """Return the names of the project's files; none outside a git checkout of its own."""
     if not shutil.which("git") or not (ROOT / ".git").exists():
         return []
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
     return [name for name in listed.stdout.decode().split("\0") if (ROOT / name).is_file()]
 
 

@@ -44,7 +44,7 @@ class TestEvaluate:
     NAMES = (
         "checkpoint", "cell", "layers", "hidden", "parameters", "characters", "unknown",
         "nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "chars_per_second",
-        "bytes", "exact", "device", "seed", "notes",
+        "bytes", "exact", "device", "seed", "setting", "notes",
     )  # fmt: skip
     #: The last fields: beside other models, and which checkpoint and text the scores are for.
     ORIGIN = (
@@ -195,6 +195,26 @@ class TestEvaluate:
         assert (
             f"\nwide-* is {pair['nats']:.4f} \N{PLUS-MINUS SIGN} {pair['margin']:.4f} nats " in said
         )
+        assert rows[0]["setting"] == rows[2]["setting"] != rows[1]["setting"]
+        # A plan of few updates shortens the warm-up.
+        last = load(tmp_path / "wide-2" / "last.safetensors")
+        last.meta["training"]["warmup_steps"] += 1
+        save(tmp_path / "wide-2" / "last.safetensors", last)
+        assert json.loads(cli(*scored, "--json").out)[2]["setting"] == rows[0]["setting"]
+        # What is not finished is in no mean, nor what was chosen in another way.
+        last.meta["progress"]["step"] -= 1
+        save(tmp_path / "wide-2" / "last.safetensors", last)
+        others = ("evaluate", "wide-1", "wide-2", "slow-1", "slow-2/last.safetensors")
+        stopped = cli(*others, "--text", prose)
+        assert "\nwide-2: in no mean over seeds, as the run is not finished\n" in stopped.out
+        assert "mean of" not in stopped.out
+        # A checkpoint that does not say how it was trained can be scored.
+        for name in ("best", "last"):
+            checkpoint = load(tmp_path / "slow-1" / f"{name}.safetensors")
+            checkpoint.meta["training"]["optimiser"] = "unheard of"
+            save(tmp_path / "slow-1" / f"{name}.safetensors", checkpoint)
+        (row,) = json.loads(cli("evaluate", "slow-1", "--text", prose, "--json").out)
+        assert (row["seed"], row["setting"]) == (None, None)
         # Another split of the text is another setting, and so is nothing to be a mean of.
         rows = json.loads(cli("evaluate", "wide-1", "less-3", "--text", prose, "--json").out)
         assert [row["over_seeds"] for row in rows] == [None, None]

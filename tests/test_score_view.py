@@ -22,6 +22,7 @@ from charrnn.errors import CharrnnError, NonFiniteError
 from charrnn.inference.assessment import (
     After,
     Assessment,
+    OfRun,
     refuse_non_finite,
 )
 from charrnn.inference.baselines import Baseline
@@ -49,6 +50,14 @@ def of_blocks(**blocks: tuple[float, ...]) -> list[Assessment]:
     return [
         replace(ONE, checkpoint=name, scores=Scores(sum(nats), 100, 0, 100, 1.0, nats))
         for name, nats in blocks.items()
+    ]
+
+
+def of_seeds(**nats: float) -> list[Assessment]:
+    """Return assessments on six blocks; a name is a letter for the setting, then the seed."""
+    models = of_blocks(**{name: (in_all / 6,) * 6 for name, in_all in nats.items()})
+    return [
+        replace(one, run=OfRun(int(one.checkpoint[1]), one.checkpoint[0], 20)) for one in models
     ]
 
 
@@ -269,35 +278,64 @@ class TestTable:
         assert [len(row["differences"]) for row in to_list(three)] == [1, 0, 0]
 
     def test_means_over_seeds_take_the_place_of_single_models(self) -> None:
-        """Student's t at 0.05 / 3 is 3.961 for 4 degrees of freedom, and 4.607 for 3.2."""
-        losses = {
-            "a-1": 150.0, "a-2": 152.0, "a-3": 154.0,
-            "b-7": 160.0, "b-8": 162.0, "b-9": 164.0,
-            "c-1": 170.0, "c-2": 176.0, "c-3": 176.0,
-        }  # fmt: skip
-        nine = [
-            replace(one, seed=int(one.checkpoint[-1]), setting=one.checkpoint[0])
-            for one in of_blocks(**{name: (nats / 6,) * 6 for name, nats in losses.items()})
-        ]
+        """Student's t at 0.05 is 2.776 for 4 degrees of freedom, and 3.073 for 3.2."""
+        nine = of_seeds(a1=150, a2=152, a3=154, b7=160, b8=162, b9=164, c1=170, c2=176, c3=176)
         said = list(assessments_say(nine[::-1]))
-        assert said[:5] == [
-            "a-*: mean of 3 seeds 1.5200 nats (2.1929 bits), spread 0.0200",
-            "b-*: mean of 3 seeds 1.6200 nats (2.3372 bits), spread 0.0200",
-            "c-*: mean of 3 seeds 1.7400 nats (2.5103 bits), spread 0.0346",
-            "a-* is 0.1000 \N{PLUS-MINUS SIGN} 0.0647 nats ahead of b-*: supported",
-            "a-* is 0.2200 \N{PLUS-MINUS SIGN} 0.1064 nats ahead of c-*: supported",
+        assert said[:6] == [
+            "a*: mean of 3 seeds 1.5200 nats (2.1929 bits), standard deviation 0.0200 (0.0289)",
+            "b*: mean of 3 seeds 1.6200 nats (2.3372 bits), standard deviation 0.0200 (0.0289)",
+            "c*: mean of 3 seeds 1.7400 nats (2.5103 bits), standard deviation 0.0346 (0.0500)",
+            "a* is 0.1000 \N{PLUS-MINUS SIGN} 0.0453 nats ahead of b*: supported",
+            "a* is 0.2200 \N{PLUS-MINUS SIGN} 0.0710 nats ahead of c*: supported",
+            "b* is 0.1200 \N{PLUS-MINUS SIGN} 0.0710 nats ahead of c*: supported",
         ]
-        assert "over the seeds (Welch's t tests, which hold for all pairs together)" in said[5]
-        assert len(said) == 6
+        assert "leaves out 0, and an F test finds that the settings differ (Welch's te" in said[6]
+        assert len(said) == 7
         # A single run of another setting is compared by the text's blocks, with all the others.
         assert sum("blocks of this text" in line for line in assessments_say(nine[:4])) == 1
         # Two checkpoints of one run do not tell what another seed would change.
-        twice = [*nine[:3], replace(nine[0], checkpoint="a-1/last")]
+        twice = [nine[0], replace(nine[0], checkpoint="a1-last")]
         assert not any("mean of" in line for line in assessments_say(twice))
-        # Names that begin alike in several settings, or not at all, stand in full.
-        both = [replace(one, setting=str(one.seed)) for one in (*nine[:2], *nine[6:8])]
-        assert "a-2 and c-2: mean of 2 seeds" in "".join(
-            assessments_say([replace(one, seed=n) for n, one in enumerate(both)])
+
+    def test_means_of_many_settings_are_told_apart_together(self) -> None:
+        """Student's t at 0.05 / 6 is 4.851 for 4 degrees of freedom; only the best is compared."""
+        losses = {f"{name}{seed}": 150 + 10 * n + 2 * seed for n, name in enumerate("abcd")
+                  for seed in (1, 2, 3)}  # fmt: skip
+        said = list(assessments_say(of_seeds(**losses)))
+        assert said[4:7] == [
+            f"a* is 0.{n}000 \N{PLUS-MINUS SIGN} 0.0792 nats ahead of {name}*: supported"
+            for n, name in ((1, "b"), (2, "c"), (3, "d"))
+        ]
+        assert "0 (Welch's tests; the intervals hold for all pairs together, if" in said[7]
+        assert len(said) == 8
+        rows = to_list(of_seeds(**losses))
+        found = [row["over_seeds"] and len(row["over_seeds"]["differences"]) for row in rows]
+        assert found == [3, None, None, 2, None, None, 1, None, None, 0, None, None]
+
+    def test_who_is_in_no_mean_is_said(self) -> None:
+        models = of_seeds(a1=150, a2=152, a3=154, b1=160, b2=162)
+        assert models[0].run is not None
+        stopped = replace(models[2], run=OfRun(3, None, 10))
+        copy = replace(models[1], checkpoint="copy")
+        early = replace(models[0], run=replace(models[0].run, step=10))
+        said = list(assessments_say([early, models[1], stopped, copy]))
+        assert said[:3] == [
+            "a1 and a2: mean of 2 seeds 1.5100 nats (2.1785 bits), standard deviation 0.0141 "
+            "(0.0204), after 10 to 20 steps",
+            "a3: in no mean over seeds, as the run is not finished",
+            "copy: in no mean, as another here has the seed",
+        ]
+        assert "blocks of this text" in said[-1]
+        # Without dropout the seed of a run from given weights changes nothing.
+        same = of_seeds(a1=150, a2=150, a3=150, b1=160, b2=162)
+        said = list(assessments_say(same))
+        assert said == [
+            "a*: 1.5000 nats from each of 3 seeds, which changed nothing",
+            "b*: mean of 2 seeds 1.6100 nats (2.3227 bits), standard deviation 0.0141 (0.0204)",
+        ]
+        pair = of_seeds(a1=150, a2=152, b1=160, b2=162)
+        assert list(assessments_say(pair))[-1].endswith(
+            "otherwise. Two seeds show little: take more."
         )
 
     def test_dynamic_evaluation_ranks_where_it_was_asked_for(self) -> None:

@@ -111,10 +111,10 @@ def evaluate(
     give both: --text says where it is now.
 
     It prints nats and bits per character, bits per byte and perplexity, over every character but
-    the first; the mean and spread of runs that differ in their seed only; and how far the best is
-    ahead of the others. A character that a model does not know is charged in full: the unknown
-    symbol's price plus that of spelling the character out. --after, --per-char and --show score as
-    --exact does, or as --dynamic where that is given.
+    the first; the mean of runs that differ in their seed only; and how far the best is ahead of
+    the others. A character that a model does not know is charged in full: the unknown symbol's
+    price plus that of spelling the character out. --after, --per-char and --show score as --exact
+    does, or as --dynamic where that is given.
     """
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = EvaluateConfig(exact=exact, dynamic=dynamic, by_position=by_position, after=after)

@@ -23,7 +23,6 @@ from charrnn.inference.baselines import baselines as price_baselines
 from charrnn.inference.evaluation import Prices
 from charrnn.runs.comparing import RunStarted, compare
 from charrnn.runs.comparison import Comparison, RunFailure, RunResult
-from charrnn.runs.comparison_folder import open_plan
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.events import Event, Finished
 from charrnn.runs.run import Run
@@ -169,6 +168,7 @@ def watch_comparison(
             if isinstance(event, str):
                 say(f"note: {event}")
             elif isinstance(event, RunStarted):
+                plan = event.plan
                 stop.defer()
                 stop.defer_pauses()
                 if stop.received:  # since the run before; this one ends before its first update
@@ -195,7 +195,7 @@ def watch_comparison(
         raise NonFiniteError(
             "no run was finished: in each a loss was not finite; compare anew with a lower --lr"
         )
-    return Comparison.of(open_plan(folder), results, failures)  # the plan as it has become
+    return Comparison.of(plan, results, failures)
 
 
 def watch_scoring(
@@ -252,8 +252,7 @@ def watch_scoring(
                 assessments.append(
                     assess(
                         str(subject.path), subject.model, vocabulary, part, config,
-                        baselines=priced.get(basis, ()), facts=facts,
-                        seed=subject.train_config.seed, setting=subject.setting(),
+                        baselines=priced.get(basis, ()), facts=facts, run=subject.of_run(),
                         watchers=watchers, tell=meter,
                     )
                 )  # fmt: skip

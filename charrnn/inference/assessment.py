@@ -42,6 +42,17 @@ class After:
 
 
 @dataclass(frozen=True)
+class OfRun:
+    """What tells apart the runs of models on one text."""
+
+    seed: int
+    setting: str | None
+    """The same for runs that were given the same but for the seed; None: it is not finished."""
+    step: int
+    """Updates done when the model was saved."""
+
+
+@dataclass(frozen=True)
 class Assessment:
     """What a checkpoint's model scores on a text."""
 
@@ -64,10 +75,8 @@ class Assessment:
     """Whether one lane, from start to end, was asked for, as by ``--exact``."""
     facts: tuple[str, ...] = ()
     """What a user must know about the model to judge its scores: "was trained on ..."."""
-    seed: int = 1
-    """Of the model's run."""
-    setting: str | None = None
-    """The same for models whose runs were given the same but for the seed; None: unknown."""
+    run: OfRun | None = None
+    """Of the model's run; None: unknown."""
 
     @property
     def ranked(self) -> Scores:
@@ -76,7 +85,7 @@ class Assessment:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON object; what was not measured is left out."""
-        row = {
+        row: dict[str, Any] = {
             "checkpoint": self.checkpoint,
             "cell": self.shape.cell,
             "layers": self.shape.layers,
@@ -88,7 +97,8 @@ class Assessment:
             "bytes": self.scores.bytes,
             "exact": self.exact,
             "device": self.device,
-            "seed": self.seed,
+            "seed": self.run and self.run.seed,
+            "setting": self.run and self.run.setting,
             "notes": [f"the model {fact}" for fact in self.facts],
         }
         if self.dynamic:
@@ -152,8 +162,7 @@ def assess(
     *,
     baselines: Iterable[Baseline] = (),
     facts: Iterable[str] = (),
-    seed: int = 1,
-    setting: str | None = None,
+    run: OfRun | None = None,
     watchers: Iterable[Callable[[Prices], None]] = (),
     tell: Callable[[str, int], None] = lambda what, done: None,
 ) -> Assessment:
@@ -168,8 +177,7 @@ def assess(
             evaluation if that is asked for; otherwise exactly, and then so is the whole text.
         baselines: of the same text, for the record.
         facts: what a user must know about the model, for the record.
-        seed: of its run, for the record.
-        setting: what its run was given besides, for the record.
+        run: what is to be known of its run, for the record.
         watchers: each is called with the price of every character in order, from dynamic
             evaluation if that is asked for; otherwise the text is then scored exactly.
         tell: called from time to time with what is being done, and to how many characters so far.
@@ -210,8 +218,7 @@ def assess(
         device=model.device.type,
         exact=in_order or config.exact,
         facts=tuple(facts),
-        seed=seed,
-        setting=setting,
+        run=run,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from charrnn.chance import Difference, paired_margin, welch_margin
+from charrnn.chance import Difference, differences_of_means, paired_margin
 from charrnn.inference.assessment import Assessment
 
 #: Blocks of a text from which a margin is given.
@@ -29,7 +29,7 @@ def differences(assessments: Sequence[Assessment]) -> list[Difference]:
         assessments: of models on one text; those of ``comparable`` count, and none if the text
             has fewer than ``FEWEST_BLOCKS`` blocks.
     """
-    ranked = sorted(comparable(assessments), key=lambda one: one.ranked.nats)
+    ranked = sorted(comparable(assessments), key=lambda one: (one.ranked.nats, one.checkpoint))
     found = []
     for other in ranked[1:]:
         best, nats_N = ranked[0], other.ranked.nats_N
@@ -46,11 +46,13 @@ def differences(assessments: Sequence[Assessment]) -> list[Difference]:
 
 @dataclass(frozen=True)
 class Setting:
-    """Models of runs that were given the same but for the seed: two or more."""
+    """Models of finished runs that were given the same but for the seed: two or more."""
 
     checkpoints: tuple[str, ...]
     losses: tuple[float, ...]
     """Nats per character of each."""
+    steps: tuple[int, ...]
+    """Updates after which each was saved."""
 
     @property
     def nats_per_char(self) -> float:
@@ -59,7 +61,7 @@ class Setting:
 
     @property
     def spread(self) -> float:
-        """Standard deviation over the seeds."""
+        """Standard deviation over the seeds; 0: they changed nothing."""
         return statistics.stdev(self.losses)
 
 
@@ -67,41 +69,32 @@ def settings(assessments: Sequence[Assessment]) -> list[Setting]:
     """Return what was trained from several seeds, the best mean first.
 
     Args:
-        assessments: of models on one text; those of ``comparable`` count. Left out is a setting
-            of which two models have the same seed, as two checkpoints of one run do.
+        assessments: of models on one text; those of ``comparable`` count, but of several with the
+            same seed only the first: they are copies, or repeat each other.
     """
-    found: dict[str, list[Assessment]] = {}
+    found: dict[str, dict[int, Assessment]] = {}
     for one in comparable(assessments):
-        if one.setting is not None:
-            found.setdefault(one.setting, []).append(one)
+        if one.run is not None and one.run.setting is not None:
+            found.setdefault(one.run.setting, {}).setdefault(one.run.seed, one)
     several = [
         Setting(
-            tuple(one.checkpoint for one in alike),
-            tuple(one.ranked.nats_per_char for one in alike),
+            tuple(one.checkpoint for one in by_seed.values()),
+            tuple(one.ranked.nats_per_char for one in by_seed.values()),
+            tuple(one.run.step for one in by_seed.values() if one.run is not None),
         )
-        for alike in found.values()
-        if len({one.seed for one in alike}) == len(alike) > 1
+        for by_seed in found.values()
+        if len(by_seed) > 1
     ]
     return sorted(several, key=lambda setting: setting.nats_per_char)
 
 
 def setting_differences(ranked: Sequence[Setting]) -> list[Difference]:
-    """Return how far the best setting's mean is ahead of each other's, by their first checkpoints.
-
-    Margins come from Welch's t test over the seeds. They hold for all pairs together, as in
-    ``differences``.
+    """Return how far apart the means of each two settings are, by their first checkpoints.
 
     Args:
-        ranked: from ``settings``.
+        ranked: from ``settings``; those in which the seeds changed nothing do not count.
     """
-    found = []
-    for other in ranked[1:]:
-        best = ranked[0]
-        nats = other.nats_per_char - best.nats_per_char
-        margin = welch_margin(best.losses, other.losses, math.comb(len(ranked), 2))
-        pair = best.checkpoints[0], other.checkpoints[0]
-        found.append(Difference(*pair, nats, margin, nats > margin))
-    return found
+    return differences_of_means({one.checkpoints[0]: one.losses for one in ranked if one.spread})
 
 
 def comparable(assessments: Sequence[Assessment]) -> list[Assessment]:
@@ -124,7 +117,7 @@ def to_list(assessments: Sequence[Assessment]) -> list[dict[str, Any]]:
     """Return a JSON list, with one object per assessment.
 
     The differences between models are at the best one's; what was trained from several seeds is
-    at the first model of each setting, and how far the best of these is ahead at its own.
+    at the first model of each setting, with how far it is ahead of others.
     """
     rows = [one.to_dict() | {"differences": [], "over_seeds": None} for one in assessments]
     of = {row["checkpoint"]: row for row in reversed(rows)}

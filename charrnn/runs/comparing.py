@@ -62,6 +62,8 @@ class RunStarted:
     number: int
     """Its place among the comparison's runs, from 1."""
     total: int
+    plan: Plan
+    """The comparison's, with all that is known once the text has been read."""
 
 
 def compare(
@@ -142,7 +144,7 @@ def compare(
                     _refuse_used(folder)
                 write_json(folder / PLAN, plan.to_dict())
                 kept = plan
-            yield RunStarted(run, number, len(runs))
+            yield RunStarted(run, number, len(runs), plan)
             try:
                 result = yield from _finish(run, should_stop)
             except NonFiniteError as error:
@@ -379,7 +381,7 @@ def _measure(run: Run, speed: float, should_stop: Callable[[], str | None]) -> R
         characters=scores.characters,
         unknown=scores.unknown,
         chars_per_second=scores.chars_per_second,
-        trained_by=trained_by(path),
+        trained_by=trained_by(path),  # by the last checkpoint: the best's may have been another
         versions=checkpoint.versions,
     )
 

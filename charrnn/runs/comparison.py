@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from charrnn.chance import Difference, squared_error, welch_margin
+from charrnn.chance import Difference, differ, differences_of_means
 from charrnn.config import CellName, Record
 from charrnn.nats import in_bits, perplexity
 from charrnn.runs.comparison_plan import Plan
@@ -57,9 +56,10 @@ class RunResult(Record):
     uniform_nats: float
     """What guessing costs in that part, in nats per character."""
     trained_by: str | None = None
-    """A processor with its threads, or a GPU; None in older results."""
+    """What trained it last: a processor with its threads, or a GPU; None: not known."""
     versions: dict[str, str] | None = None
-    """Of ``charrnn`` and ``torch``, when it was saved; None in older results."""
+    """Of ``charrnn`` and ``torch`` when the checkpoint that is scored was saved; None in older
+    results."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -181,43 +181,13 @@ class Comparison:
 
     @property
     def differ(self) -> bool:
-        """Whether the cells with two runs or more differ at all by more than chance.
-
-        For three cells this is Welch's analysis of variance at 5 % (Welch 1951). With this test
-        before that of each pair, chance makes some pair stand out in about 5 % of comparisons,
-        rather than each pair in 5 %; that holds for up to three cells. For two, the test of the
-        pair alone does this. Each cell may have its own spread; the number of seeds must have been
-        fixed beforehand.
-        """
-        cells = [cell for cell in self.cells if len(cell.runs) > 1]
-        if len(cells) < 3:
-            return len(cells) == 2
-        means = [cell.nats_per_char for cell in cells]
-        weights = [1 / squared_error(cell.losses) for cell in cells]
-        mean, whole = statistics.fmean(means, weights), sum(weights)
-        between = sum(w * (m - mean) ** 2 for w, m in zip(weights, means, strict=True)) / 2
-        unsure = sum(
-            (1 - w / whole) ** 2 / (len(cell.runs) - 1)
-            for w, cell in zip(weights, cells, strict=True)
-        )
-        ratio, freedom = between / (1 + unsure / 4), 8 / (3 * unsure)
-        # F's tail for three cells, thus 2 and ``freedom`` degrees of freedom, has a closed form.
-        tail: float = (1 + 2 * ratio / freedom) ** (-freedom / 2)
-        return tail < 0.05
+        """Whether the cells with two runs or more differ at all by more than chance."""
+        return differ([cell.losses for cell in self.cells if len(cell.runs) > 1])
 
     @property
     def differences(self) -> tuple[Difference, ...]:
         """Every pair of cells, the better one first."""
-        ranked = sorted(self.cells, key=lambda cell: cell.nats_per_char)
-        differ = self.differ
-        found = []
-        for a, b in itertools.combinations(ranked, 2):
-            nats = b.nats_per_char - a.nats_per_char
-            has_spread = min(len(a.runs), len(b.runs)) > 1
-            margin = welch_margin(a.losses, b.losses) if has_spread else None
-            supported = differ and margin is not None and nats > margin
-            found.append(Difference(a.cell, b.cell, nats, margin, supported))
-        return tuple(found)
+        return tuple(differences_of_means({cell.cell: cell.losses for cell in self.cells}))
 
     def to_list(self) -> list[dict[str, Any]]:
         """Return a JSON list, with one object per cell that has a finished run."""

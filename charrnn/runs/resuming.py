@@ -16,7 +16,7 @@ from charrnn import __version__, recipe
 from charrnn.command_words import flag, options_again, resume_command, validating_on
 from charrnn.compute.device import choose_device, multiplies_bf16
 from charrnn.compute.machine import processor
-from charrnn.config import BUDGETS, ModelConfig, PartName, TrainConfig
+from charrnn.config import BUDGETS, BY_PLAN, ModelConfig, PartName, TrainConfig
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.layout import BEST
 from charrnn.runs.assembling import (
@@ -47,13 +47,6 @@ from charrnn.wording import joined, shown
 
 #: The most texts that a message names.
 MOST_NAMED = 20
-#: Fields that the rules may choose anew with every budget -> the field that says whether they do.
-BY_PLAN = {
-    "dropout": "dropout_by_plan",
-    "weight_drop": "dropout_by_plan",
-    "weight_decay": "decay_by_plan",
-    "loss_temperature": "temperature_by_plan",
-}
 
 
 def resume(

@@ -7,8 +7,10 @@ scored, so that problems are reported at once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,13 +18,15 @@ from typing import Any
 
 import torch
 
-from charrnn.config import PartName, TextSource, TrainConfig
+from charrnn.config import BY_PLAN, PartName, TextSource, TrainConfig
 from charrnn.disk import followed
 from charrnn.errors import CheckpointError, CorpusError, UsageError
+from charrnn.inference.assessment import OfRun
 from charrnn.layout import BESIDE, LAST, PLAN, step_of_generation
 from charrnn.network.model import CharModel
 from charrnn.runs.run import Progress
-from charrnn.storage.checkpoint import Checkpoint, NoCheckpointError
+from charrnn.runs.status import summary_of
+from charrnn.storage.checkpoint import Checkpoint, NoCheckpointError, read_description
 from charrnn.storage.reading import (
     Scan,
     TextRecord,
@@ -178,28 +182,35 @@ class Subject:
         """
         return self.checkpoint.record("training", TrainConfig)
 
-    def setting(self) -> str:
-        """Return a name of all that its run was given but the seed.
+    def of_run(self) -> OfRun | None:
+        """Return what tells its run from others; None: the checkpoint does not say.
 
-        What follows from the plan is left out, as it may differ with the seed: a plan in minutes
-        depends on the speed. So is where the text was.
-
-        Raises:
-            CheckpointError: as for ``train_config``.
+        What follows from the plan is not part of a setting, as it may differ from seed to seed: a
+        plan in minutes depends on the speed. Nor is where the text was.
         """
-        text, trained = self.trained_on, self.train_config
-        model, training = self.model.config.to_dict(), trained.to_dict()
-        del training["seed"]
-        for by_plan, values, names in (
-            (trained.dropout_by_plan, model, ("dropout", "weight_drop")),
-            (trained.decay_by_plan, training, ("weight_decay",)),
-            (trained.temperature_by_plan, training, ("loss_temperature",)),
-        ):
-            if by_plan:
-                for name in names:
-                    del values[name]
+        newest = self.checkpoint
+        with suppress(CheckpointError):  # the budget may have been raised since the best was saved
+            newest = read_description(self.checkpoint.folder / LAST)
+        try:
+            step = self.checkpoint.record("progress", Progress).step
+            run = summary_of(newest, self.model, self.vocabulary)
+        except CheckpointError:
+            return None
+        values = self.model.config.to_dict() | run.config.to_dict()
+        for name, by_plan in BY_PLAN.items():
+            if values[by_plan]:
+                del values[name]
+        seed = values.pop("seed")
+        del values["warmup_steps"]  # a plan of few updates shortens it
+        text, name = run.text, self.file.name
         read = (text.fingerprint, text.valid_fingerprint, text.encoding)
-        return json.dumps([model, training, *read, text.train, text.valid, text.test])
+        # The best by validation, the last, or one kept after so many steps.
+        which = (name == LAST, step_of_generation(name))
+        setting = json.dumps([values, *read, text.train, text.valid, text.test, *which])
+        is_over = newest is self.checkpoint or run.is_finished
+        return OfRun(
+            seed, hashlib.sha256(setting.encode()).hexdigest()[:16] if is_over else None, step
+        )
 
     @property
     def texts(self) -> tuple[str, ...]:

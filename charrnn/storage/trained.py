@@ -63,12 +63,16 @@ def chosen_in(run: Path, *, validated: bool) -> Path:
 def trained_by(run: Path) -> str | None:
     """Return what last trained the run in a folder: a processor with its threads, or a GPU.
 
+    Apple's GPU goes by its processor.
+
     None if its last checkpoint is missing, damaged, or too old to say.
     """
     with suppress(CheckpointError):
         last = read_description(run / LAST)
         if last.require("device", str) == "cuda":
             return last.require("gpu", str)
+        if last.require("device", str) == "mps":
+            return f"{last.require('processor', str)}, mps"
         return worker(last.require("processor", str), last.require("threads", int))
     return None
 

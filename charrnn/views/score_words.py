@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +81,9 @@ def assessments_say(
         ranked = settings(assessments)
         how = ", by dynamic evaluation" if assessments[0].dynamic else ""
         yield from _settings_say(ranked, called, how)
-        if sum(len(one.losses) for one in ranked) < len(comparable(assessments)):
+        yield from _in_no_mean(assessments, ranked, called)
+        in_means = {checkpoint for one in ranked for checkpoint in one.checkpoints}
+        if any(one.checkpoint not in in_means for one in comparable(assessments)):
             yield from _models_say(assessments, called, how)
     yield from _baselines_say(assessments)
     yield from (_after_says(one, one.after) for one in assessments if one.after)
@@ -107,37 +109,80 @@ def _models_say(
 
 def _settings_say(ranked: Sequence[Setting], called: Mapping[str, str], how: str) -> Iterator[str]:
     """Yield the mean of models that differ in their seed, and how far the best is ahead."""
-    whole = [[called[checkpoint] for checkpoint in one.checkpoints] for one in ranked]
-    short = [*map(_family, whole)]
-    if len(set(short)) < len(ranked):
-        short = [joined(its, "and") for its in whole]
-    names = {one.checkpoints[0]: name for one, name in zip(ranked, short, strict=True)}
-    for one, name in zip(ranked, short, strict=True):
+    names = {}
+    for one in ranked:
+        its = [called[checkpoint] for checkpoint in one.checkpoints]
+        name = names[one.checkpoints[0]] = _together(its, {*called.values()} - {*its})
+        seeds = f"{len(one.losses)} seeds"
+        if not one.spread:
+            yield f"{name}: {one.losses[0]:.4f} nats from each of {seeds}, which changed nothing"
+            continue
+        fewest, most = min(one.steps), max(one.steps)
+        after = f", after {fewest:,} to {most:,} steps" if fewest < most else ""
         yield (
-            f"{name}: mean of {len(one.losses)} seeds {one.nats_per_char:.4f} nats "
-            f"({in_bits(one.nats_per_char):.4f} bits), spread {one.spread:.4f}{how}"
+            f"{name}: mean of {seeds} {one.nats_per_char:.4f} nats "
+            f"({in_bits(one.nats_per_char):.4f} bits), standard deviation {one.spread:.4f} "
+            f"({in_bits(one.spread):.4f}){how}{after}"
         )
     pairs = setting_differences(ranked)
+    compared = len({name for pair in pairs for name in (pair.better, pair.worse)})
     for pair in pairs:
-        yield _apart(pair, names[pair.better], names[pair.worse])
+        if compared <= 3 or pair.better == pairs[0].better:
+            yield _apart(pair, names[pair.better], names[pair.worse])
     if pairs:
-        together = "s, which hold for all pairs together" if len(pairs) > 1 else ""
-        yield (
-            "\N{PLUS-MINUS SIGN} gives the 95 % confidence interval of a difference between means, "
-            f"over the seeds (Welch's t test{together}). It is supported where that leaves out 0. "
-            "Seeds vary weights and dropout, not the text: another text may rank them otherwise."
-        )
+        yield _over_seeds(compared, "settings", min(len(one.losses) for one in ranked))
 
 
-def _family(names: Sequence[str]) -> str:
-    """Return a pattern for names that begin alike, or else all of them.
+def _in_no_mean(
+    assessments: Sequence[Assessment], ranked: Sequence[Setting], called: Mapping[str, str]
+) -> Iterator[str]:
+    """Yield which models are in no mean over seeds, and why, where others are or might be."""
+    of = {one.checkpoint: one.run for one in assessments if one.run is not None}
+    unfinished = [called[name] for name, run in of.items() if run.setting is None]
+    if unfinished and len(of) > 1:
+        yield f"{joined(unfinished, 'and')}: in no mean over seeds, as the run is not finished"
+    for one in ranked:
+        run = of[one.checkpoints[0]]
+        again = [name for name, other in of.items() if other.setting == run.setting]
+        if left := [called[name] for name in again if name not in one.checkpoints]:
+            yield f"{joined(left, 'and')}: in no mean, as another here has the seed"
 
-    >>> _family(["runs/rule-1", "runs/rule-2"]), _family(["a", "b"])
-    ('runs/rule-*', 'a and b')
+
+def _over_seeds(compared: int, kind: str, seeds: int) -> str:
+    """Say what the margins between means over seeds are.
+
+    Args:
+        compared: how many means there are.
+        kind: what they are of: "cells".
+        seeds: the fewest in one of them.
+    """
+    how = {2: "", 3: f", and an F test finds that the {kind} differ"}.get(compared, "")
+    share = f"some 5 % of comparisons of equal {kind} support one"
+    if compared > 3:
+        share = "the intervals hold for all pairs together"
+    few = " Two seeds show little: take more." if seeds == 2 else ""
+    return (
+        "\N{PLUS-MINUS SIGN} gives a difference's 95 % confidence interval over the seeds. It "
+        f"is supported where that leaves out 0{how} (Welch's tests; {share}, if the number of "
+        "seeds was fixed beforehand). Seeds vary weights and dropout, not the text: another text, "
+        f"or another part of this one, may rank the {kind} otherwise.{few}"
+    )
+
+
+def _together(names: Sequence[str], others: Collection[str]) -> str:
+    """Return a pattern for names that begin alike, unlike all others; or else all of them.
+
+    >>> _together(["runs/rule-1", "runs/rule-2"], ["runs/none-1"])
+    'runs/rule-*'
+    >>> _together(["run-1", "run-2"], ["run-3"]), _together(["a", "b"], [])
+    ('run-1 and run-2', 'a and b')
     """
     alike = itertools.takewhile(lambda places: len(set(places)) == 1, zip(*names, strict=False))
     shared = "".join(letter for letter, *_ in alike)
-    return f"{shared}*" if shared[-1:] not in ("", "/") else joined(names, "and")
+    is_cut = shared[-1:] in ("", "/") or "\\" in shared  # which begins an escape
+    if is_cut or any(other.startswith(shared) for other in others):
+        return joined(names, "and")
+    return f"{shared}*"
 
 
 def _after_says(one: Assessment, after: After) -> str:
@@ -325,15 +370,9 @@ def _differences(comparison: Comparison) -> Iterator[str]:
     pairs = [pair for pair in comparison.differences if pair.margin is not None]
     for pair in pairs:
         yield _apart(pair, pair.better, pair.worse) + _on_validation(comparison, pair)
-    among = ", and an F test finds that the cells differ" if len(pairs) > 1 else ""
     if pairs:
-        yield (
-            "\N{PLUS-MINUS SIGN} gives a difference's 95 % confidence interval over the seeds. It "
-            f"is supported where that leaves out 0{among} (Welch's tests; some 5 % of comparisons "
-            "of equal cells support one, if the number of seeds was fixed beforehand). Seeds vary "
-            "weights and dropout, not the text: another text, or another part of this one, may "
-            "rank the cells otherwise."
-        )
+        several = [len(cell.runs) for cell in comparison.cells if len(cell.runs) > 1]
+        yield _over_seeds(len(several), "cells", min(several))
 
 
 def _apart(pair: Difference, better: str, worse: str) -> str:
