@@ -196,6 +196,10 @@ class TestEvaluate:
             f"\nwide-* is {pair['nats']:.4f} \N{PLUS-MINUS SIGN} {pair['margin']:.4f} nats " in said
         )
         assert rows[0]["setting"] == rows[2]["setting"] != rows[1]["setting"]
+        # A copy in another run's folder is not of that run.
+        copied = Path(shutil.copy("slow-2/best.safetensors", "wide-1/copied.safetensors"))
+        (row,) = json.loads(cli("evaluate", copied, "--text", prose, "--json").out)
+        assert (row["seed"], row["setting"]) == (2, rows[1]["setting"])
         # A plan of few updates shortens the warm-up.
         last = load(tmp_path / "wide-2" / "last.safetensors")
         last.meta["training"]["warmup_steps"] += 1

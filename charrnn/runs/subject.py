@@ -22,7 +22,7 @@ from charrnn.config import BY_PLAN, PartName, TextSource, TrainConfig
 from charrnn.disk import followed
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.inference.assessment import OfRun
-from charrnn.layout import BESIDE, LAST, PLAN, step_of_generation
+from charrnn.layout import BESIDE, BEST, LAST, PLAN, step_of_generation
 from charrnn.network.model import CharModel
 from charrnn.runs.run import Progress
 from charrnn.runs.status import summary_of
@@ -188,29 +188,30 @@ class Subject:
         What follows from the plan is not part of a setting, as it may differ from seed to seed: a
         plan in minutes depends on the speed. Nor is where the text was.
         """
-        newest = self.checkpoint
-        with suppress(CheckpointError):  # the budget may have been raised since the best was saved
-            newest = read_description(self.checkpoint.folder / LAST)
+        name, newest = self.file.name, self.checkpoint
+        kept_at = step_of_generation(name)
+        if name in (BEST, LAST) or kept_at is not None:  # in its run's folder, by all appearances
+            with suppress(CheckpointError):  # the budget may have been raised since it was saved
+                newest = read_description(self.checkpoint.folder / LAST)
         try:
             step = self.checkpoint.record("progress", Progress).step
             run = summary_of(newest, self.model, self.vocabulary)
         except CheckpointError:
             return None
         values = self.model.config.to_dict() | run.config.to_dict()
-        for name, by_plan in BY_PLAN.items():
+        for field, by_plan in BY_PLAN.items():
             if values[by_plan]:
-                del values[name]
+                del values[field]
         seed = values.pop("seed")
         del values["warmup_steps"]  # a plan of few updates shortens it
-        text, name = run.text, self.file.name
+        if newest is not self.checkpoint and not run.is_finished:
+            return OfRun(seed, None, step)
+        text = run.text
         read = (text.fingerprint, text.valid_fingerprint, text.encoding)
         # The best by validation, the last, or one kept after so many steps.
-        which = (name == LAST, step_of_generation(name))
-        setting = json.dumps([values, *read, text.train, text.valid, text.test, *which])
-        is_over = newest is self.checkpoint or run.is_finished
-        return OfRun(
-            seed, hashlib.sha256(setting.encode()).hexdigest()[:16] if is_over else None, step
-        )
+        which = (name == LAST, kept_at)
+        given = json.dumps([values, *read, text.train, text.valid, text.test, *which])
+        return OfRun(seed, hashlib.sha256(given.encode()).hexdigest()[:16], step)
 
     @property
     def texts(self) -> tuple[str, ...]:
