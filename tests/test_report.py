@@ -21,7 +21,7 @@ from charrnn.analysis.gradients import Truncation, Window
 from charrnn.analysis.memory import Memory
 from charrnn.analysis.norms import Clipping, Period
 from charrnn.compute.machine import machine, processor, worker
-from charrnn.inference.assessment import After
+from charrnn.inference.assessment import After, OfRun
 from charrnn.inference.baselines import Baseline
 from charrnn.inference.evaluation import PositionScores, Scores
 from charrnn.runs.comparison import CellResult, Comparison, RunFailure
@@ -426,6 +426,26 @@ class TestAssessmentPage:
         text = assessment_page([assessment(facts=facts)], [portrait("one")], "poem", ORIGIN)
         assert "one: the model was trained on 3 of these 4 characters" in check(text).texts["li"]
         assert "one: the model does not know <1>" in check(text).texts["li"]
+
+    def test_the_lead_names_the_best_mean_over_seeds(self) -> None:
+        four = [
+            assessment(
+                name,
+                scores=Scores(nats=nats, characters=1000, unknown=1, bytes=1100, seconds=2.0),
+                run=OfRun(int(name[1]), name[0], 5),
+            )
+            for name, nats in (("a1", 1400.0), ("a2", 1900.0), ("b1", 1500.0), ("b2", 1600.0))
+        ]
+        page = check(
+            assessment_page(
+                four, [portrait(name) for name in ("a1", "a2", "b1", "b2")], "poem", ORIGIN
+            )
+        )
+        lead = page.texts["p"][1]
+        assert lead.startswith("a1 needs the fewest bits: ")
+        bits = 1.55 / math.log(2)
+        said = f"In the mean over seeds b* needs the fewest bits: {bits:.4f} per character."
+        assert lead.endswith(said)
 
     def test_what_holds_for_several_models_is_said_once(self) -> None:
         two = [

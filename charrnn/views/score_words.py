@@ -76,9 +76,7 @@ def assessments_say(
             else "the models do not all count the same characters; compare them by bits/byte"
         )
     if assessments:
-        paths = [one.checkpoint for one in assessments]
-        called = dict(zip(paths, names or map(shown, paths), strict=True))
-        ranked = settings(assessments)
+        ranked, called = settings(assessments), _called(assessments, names)
         how = ", by dynamic evaluation" if assessments[0].dynamic else ""
         yield from _settings_say(ranked, called, how)
         yield from _in_no_mean(assessments, ranked, called)
@@ -87,6 +85,21 @@ def assessments_say(
             yield from _models_say(assessments, called, how)
     yield from _baselines_say(assessments)
     yield from (_after_says(one, one.after) for one in assessments if one.after)
+
+
+def _called(assessments: Sequence[Assessment], names: Sequence[str] | None) -> dict[str, str]:
+    """Return what each checkpoint is called."""
+    paths = [one.checkpoint for one in assessments]
+    return dict(zip(paths, names or map(shown, paths), strict=True))
+
+
+def best_over_seeds(assessments: Sequence[Assessment], names: Sequence[str]) -> str:
+    """Say which setting has the lowest mean over seeds, if there are two or more."""
+    ranked = settings(assessments)
+    if len(ranked) < 2:
+        return ""
+    name, bits = _named(ranked[0], _called(assessments, names)), in_bits(ranked[0].nats_per_char)
+    return f" In the mean over seeds {name} needs the fewest bits: {bits:.4f} per character."
 
 
 def _models_say(
@@ -111,8 +124,7 @@ def _settings_say(ranked: Sequence[Setting], called: Mapping[str, str], how: str
     """Yield the mean of models that differ in their seed, and how far the best is ahead."""
     names = {}
     for one in ranked:
-        its = [called[checkpoint] for checkpoint in one.checkpoints]
-        name = names[one.checkpoints[0]] = _together(its, {*called.values()} - {*its})
+        name = names[one.checkpoints[0]] = _named(one, called)
         seeds = f"{len(one.losses)} seeds"
         if not one.spread:
             yield f"{name}: {one.losses[0]:.4f} nats from each of {seeds}, which changed nothing"
@@ -131,6 +143,12 @@ def _settings_say(ranked: Sequence[Setting], called: Mapping[str, str], how: str
             yield _apart(pair, names[pair.better], names[pair.worse])
     if pairs:
         yield _over_seeds(compared, "settings", min(len(one.losses) for one in ranked))
+
+
+def _named(setting: Setting, called: Mapping[str, str]) -> str:
+    """Return a name for a setting, given those of all models."""
+    its = [called[checkpoint] for checkpoint in setting.checkpoints]
+    return _together(its, {*called.values()} - {*its})
 
 
 def _in_no_mean(
