@@ -703,6 +703,9 @@ class TestCompare:
         assert row["fingerprint"] == scored[0]["fingerprint"]
         assert run["versions"] == scored[0]["versions"]
         assert run["trained_by"] == f"{processor()} with 1 thread"
+        status = json.loads(cli("inspect", tmp_path / "all" / "gru-seed1", "--json").out)
+        assert (run["model"], run["training"]) == (status["model"], status["training"])
+        assert row["plan"]["lr"] is None and run["training"]["lr"] > 0, "by rule"
 
     def test_the_table_says_what_the_spread_supports(self, cli: Cli, uninterrupted: Path) -> None:
         done = cli("compare", "--run", uninterrupted, "--resume")

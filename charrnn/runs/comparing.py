@@ -383,6 +383,8 @@ def _measure(run: Run, speed: float, should_stop: Callable[[], str | None]) -> R
         chars_per_second=scores.chars_per_second,
         trained_by=trained_by(path),  # by the last checkpoint: the best's may have been another
         versions=checkpoint.versions,
+        model=model.config.to_dict(),
+        training=run.config.to_dict(),
     )
 
 

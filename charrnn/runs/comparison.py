@@ -17,6 +17,10 @@ from charrnn.storage.metrics import LARGEST
 DIVISORS = ("parameters", "seconds", "train_chars_per_second", "characters")
 
 
+#: A field of a config, as JSON has it.
+_Value = str | int | float | bool | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunResult(Record):
     """What came out of training one cell from one seed."""
@@ -60,6 +64,10 @@ class RunResult(Record):
     versions: dict[str, str] | None = None
     """Of ``charrnn`` and ``torch`` when the checkpoint that is scored was saved; None in older
     results."""
+    model: dict[str, _Value] | None = None
+    """Its ``ModelConfig``, with all that the rules chose; None in older results."""
+    training: dict[str, _Value] | None = None
+    """The same of its ``TrainConfig``."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
