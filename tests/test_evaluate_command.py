@@ -212,6 +212,12 @@ class TestEvaluate:
         stopped = cli(*others, "--text", prose)
         assert "\nwide-2: in no mean over seeds, as the run is not finished\n" in stopped.out
         assert "mean of" not in stopped.out
+        shutil.copy("wide-2/last.safetensors", "stopped.safetensors")
+        lasts = ("slow-1/last.safetensors", "wide-1/last.safetensors", "stopped.safetensors")
+        stopped = cli("evaluate", *lasts, "--text", prose)
+        assert "\nstopped.safetensors: in no mean over seeds, as" in stopped.out, (
+            "its state says so"
+        )
         # A checkpoint that does not say how it was trained can be scored.
         for name in ("best", "last"):
             checkpoint = load(tmp_path / "slow-1" / f"{name}.safetensors")

@@ -57,7 +57,8 @@ def of_seeds(**nats: float) -> list[Assessment]:
     """Return assessments on six blocks; a name is a letter for the setting, then the seed."""
     models = of_blocks(**{name: (in_all / 6,) * 6 for name, in_all in nats.items()})
     return [
-        replace(one, run=OfRun(int(one.checkpoint[1]), one.checkpoint[0], 20)) for one in models
+        replace(one, run=OfRun(int(one.checkpoint[1]), one.checkpoint[0], 20, False))
+        for one in models
     ]
 
 
@@ -315,7 +316,7 @@ class TestTable:
     def test_who_is_in_no_mean_is_said(self) -> None:
         models = of_seeds(a1=150, a2=152, a3=154, b1=160, b2=162)
         assert models[0].run is not None
-        stopped = replace(models[2], run=OfRun(3, None, 10))
+        stopped = replace(models[2], run=OfRun(3, "a", 10, True))
         copy = replace(models[1], checkpoint="copy")
         early = replace(models[0], run=replace(models[0].run, step=10))
         said = list(assessments_say([early, models[1], stopped, copy]))
@@ -328,11 +329,21 @@ class TestTable:
         assert "blocks of this text" in said[-1]
         # Without dropout the seed of a run from given weights changes nothing.
         same = of_seeds(a1=150, a2=150, a3=150, b1=160, b2=162)
-        said = list(assessments_say(same))
+        *said, first, second, how = assessments_say(same)
+        apart = (first, second)
         assert said == [
-            "a*: 1.5000 nats from each of 3 seeds, which changed nothing",
+            "a*: 1.5000 nats (2.1640 bits) from each of 3 seeds, which changed nothing",
             "b*: mean of 2 seeds 1.6100 nats (2.3227 bits), standard deviation 0.0141 (0.0204)",
         ]
+        assert [line.partition(" nats")[0] for line in apart] == [
+            "a1 is 0.1000 \N{PLUS-MINUS SIGN} 0.0000",
+            "a1 is 0.1200 \N{PLUS-MINUS SIGN} 0.0000",
+        ]
+        assert "blocks of this text" in how
+        # A loss that is not finite is no copy of another; alone, nobody misses a mean.
+        burst = of_seeds(a1=150, a2=152, a3=math.inf)
+        assert not any("another here" in line for line in assessments_say(burst))
+        assert not any("no mean" in line for line in assessments_say([stopped, same[3]]))
         pair = of_seeds(a1=150, a2=152, b1=160, b2=162)
         assert list(assessments_say(pair))[-1].endswith(
             "otherwise. Two seeds show little: take more."

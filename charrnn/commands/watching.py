@@ -15,7 +15,7 @@ import torch
 
 from charrnn.commands.stdio import Meter, print_path, say
 from charrnn.commands.stopping import Stopped, StopSignals
-from charrnn.config import EvaluateConfig, InspectConfig
+from charrnn.config import EvaluateConfig, InspectConfig, TrainConfig
 from charrnn.errors import NonFiniteError, RunFolderError
 from charrnn.inference.assessment import Assessment, assess
 from charrnn.inference.baselines import Baseline
@@ -290,7 +290,7 @@ def watch_inspection(
     from charrnn.analysis.stretch import read_stretch
 
     name, model, vocabulary = shown(subject.path), subject.model, subject.vocabulary
-    training = subject.train_config
+    training = subject.checkpoint.record("training", TrainConfig)
     history = None
     if "clipping" in config.measured:
         history = clipping(read_log(subject.checkpoint.folder), training)

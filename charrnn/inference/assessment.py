@@ -46,10 +46,12 @@ class OfRun:
     """What tells apart the runs of models on one text."""
 
     seed: int
-    setting: str | None
-    """The same for runs that were given the same but for the seed; None: it is not finished."""
+    setting: str
+    """The same for runs that were given the same but for the seed."""
     step: int
     """Updates done when the model was saved."""
+    is_unfinished: bool
+    """Whether the run is known to have something left to do."""
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,16 @@ class Setting:
 
     @property
     def spread(self) -> float:
-        """Standard deviation over the seeds; 0: they changed nothing."""
+        """Standard deviation over the seeds."""
         return statistics.stdev(self.losses)
+
+    @property
+    def is_varied(self) -> bool:
+        """Whether the seeds changed anything but the last bits of a loss.
+
+        Where given weights are trained on without dropout they do not.
+        """
+        return self.spread > 1e-6
 
 
 def settings(assessments: Sequence[Assessment]) -> list[Setting]:
@@ -74,7 +82,7 @@ def settings(assessments: Sequence[Assessment]) -> list[Setting]:
     """
     found: dict[str, dict[int, Assessment]] = {}
     for one in comparable(assessments):
-        if one.run is not None and one.run.setting is not None:
+        if one.run is not None and not one.run.is_unfinished:
             found.setdefault(one.run.setting, {}).setdefault(one.run.seed, one)
     several = [
         Setting(
@@ -94,7 +102,7 @@ def setting_differences(ranked: Sequence[Setting]) -> list[Difference]:
     Args:
         ranked: from ``settings``; those in which the seeds changed nothing do not count.
     """
-    return differences_of_means({one.checkpoints[0]: one.losses for one in ranked if one.spread})
+    return differences_of_means({one.checkpoints[0]: one.losses for one in ranked if one.is_varied})
 
 
 def comparable(assessments: Sequence[Assessment]) -> list[Assessment]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from charrnn.config import BY_PLAN, PartName, TextSource, TrainConfig
+from charrnn.config import BY_PLAN, PartName, TextSource
 from charrnn.disk import followed
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.inference.assessment import OfRun
@@ -173,28 +173,20 @@ class Subject:
             "fingerprint": self.part.corpus.fingerprint,
         }
 
-    @property
-    def train_config(self) -> TrainConfig:
-        """How its run trains.
-
-        Raises:
-            CheckpointError: what the checkpoint records of that is not usable.
-        """
-        return self.checkpoint.record("training", TrainConfig)
-
     def of_run(self) -> OfRun | None:
         """Return what tells its run from others; None: the checkpoint does not say.
 
         What follows from the plan is not part of a setting, as it may differ from seed to seed: a
         plan in minutes depends on the speed. Nor is where the text was.
         """
-        name, newest = self.file.name, self.checkpoint
-        kept_at = step_of_generation(name)
+        name, own = self.file.name, self.checkpoint
+        kept_at, is_state = step_of_generation(name), "step" in own.meta
+        newest = own
         if name in (BEST, LAST) or kept_at is not None:  # in its run's folder, by all appearances
             with suppress(CheckpointError):  # the budget may have been raised since it was saved
-                newest = read_description(self.checkpoint.folder / LAST)
+                newest = read_description(own.folder / LAST)
         try:
-            step = self.checkpoint.record("progress", Progress).step
+            step = own.record("progress", Progress).step
             run = summary_of(newest, self.model, self.vocabulary)
         except CheckpointError:
             return None
@@ -204,14 +196,13 @@ class Subject:
                 del values[field]
         seed = values.pop("seed")
         del values["warmup_steps"]  # a plan of few updates shortens it
-        if newest is not self.checkpoint and not run.is_finished:
-            return OfRun(seed, None, step)
         text = run.text
         read = (text.fingerprint, text.valid_fingerprint, text.encoding)
         # The best by validation, the last, or one kept after so many steps.
-        which = (name == LAST, kept_at)
+        which = (is_state and kept_at is None, kept_at)
         given = json.dumps([values, *read, text.train, text.valid, text.test, *which])
-        return OfRun(seed, hashlib.sha256(given.encode()).hexdigest()[:16], step)
+        is_unfinished = not run.is_finished and (is_state or newest is not own)
+        return OfRun(seed, hashlib.sha256(given.encode()).hexdigest()[:16], step, is_unfinished)
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -181,11 +181,12 @@ def _assessment_lead(assessments: Sequence[Assessment], labels: Sequence[str]) -
     )
     beside = words.baseline_rows(assessments, labels)
     cheapest = min(beside, key=lambda row: row.bits_per_byte, default=None)
+    lead += words.best_over_seeds(assessments, labels)
     if cheapest is not None and cheapest.bits_per_byte < scores.bits_per_byte:
         name = cheapest.baseline.name if cheapest.baseline.of_text else cheapest.name
         bits = f"{cheapest.bits_per_byte:.4f} bits per byte"
         lead += f" Without a network, {name} needs fewer: {bits}."
-    return lead + words.best_over_seeds(assessments, labels)
+    return lead
 
 
 def _scored(

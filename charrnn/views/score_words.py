@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,12 +78,15 @@ def assessments_say(
         )
     if assessments:
         ranked, called = settings(assessments), _called(assessments, names)
-        how = ", by dynamic evaluation" if assessments[0].dynamic else ""
+        how = _how(assessments)
         yield from _settings_say(ranked, called, how)
         yield from _in_no_mean(assessments, ranked, called)
-        in_means = {checkpoint for one in ranked for checkpoint in one.checkpoints}
+        in_means = {name for one in ranked if one.is_varied for name in one.checkpoints}
+        # Where the seeds changed nothing, one of them stands for all.
+        again = {name for one in ranked if not one.is_varied for name in one.checkpoints[1:]}
         if any(one.checkpoint not in in_means for one in comparable(assessments)):
-            yield from _models_say(assessments, called, how)
+            once = [one for one in assessments if one.checkpoint not in again]
+            yield from _models_say(once, called, how)
     yield from _baselines_say(assessments)
     yield from (_after_says(one, one.after) for one in assessments if one.after)
 
@@ -96,10 +100,16 @@ def _called(assessments: Sequence[Assessment], names: Sequence[str] | None) -> d
 def best_over_seeds(assessments: Sequence[Assessment], names: Sequence[str]) -> str:
     """Say which setting has the lowest mean over seeds, if there are two or more."""
     ranked = settings(assessments)
-    if len(ranked) < 2:
+    alike = len(comparable(assessments)) == len({one.checkpoint for one in assessments})
+    if len(ranked) < 2 or not alike:
         return ""
-    name, bits = _named(ranked[0], _called(assessments, names)), in_bits(ranked[0].nats_per_char)
-    return f" In the mean over seeds {name} needs the fewest bits: {bits:.4f} per character."
+    name, how = _named(ranked[0], _called(assessments, names)), _how(assessments)
+    bits = in_bits(ranked[0].nats_per_char)
+    return f" In the mean over seeds {name} is ahead{how}: {bits:.4f} bits per character."
+
+
+def _how(assessments: Sequence[Assessment]) -> str:
+    return ", by dynamic evaluation" if assessments[0].dynamic else ""
 
 
 def _models_say(
@@ -126,15 +136,18 @@ def _settings_say(ranked: Sequence[Setting], called: Mapping[str, str], how: str
     for one in ranked:
         name = names[one.checkpoints[0]] = _named(one, called)
         seeds = f"{len(one.losses)} seeds"
-        if not one.spread:
-            yield f"{name}: {one.losses[0]:.4f} nats from each of {seeds}, which changed nothing"
+        nats = one.nats_per_char
+        if not one.is_varied:
+            yield (
+                f"{name}: {nats:.4f} nats ({in_bits(nats):.4f} bits){how} from each of {seeds}, "
+                "which changed nothing"
+            )
             continue
         fewest, most = min(one.steps), max(one.steps)
         after = f", after {fewest:,} to {most:,} steps" if fewest < most else ""
         yield (
-            f"{name}: mean of {seeds} {one.nats_per_char:.4f} nats "
-            f"({in_bits(one.nats_per_char):.4f} bits), standard deviation {one.spread:.4f} "
-            f"({in_bits(one.spread):.4f}){how}{after}"
+            f"{name}: mean of {seeds} {nats:.4f} nats ({in_bits(nats):.4f} bits), standard "
+            f"deviation {one.spread:.4f} ({in_bits(one.spread):.4f}){how}{after}"
         )
     pairs = setting_differences(ranked)
     compared = len({name for pair in pairs for name in (pair.better, pair.worse)})
@@ -142,7 +155,8 @@ def _settings_say(ranked: Sequence[Setting], called: Mapping[str, str], how: str
         if compared <= 3 or pair.better == pairs[0].better:
             yield _apart(pair, names[pair.better], names[pair.worse])
     if pairs:
-        yield _over_seeds(compared, "settings", min(len(one.losses) for one in ranked))
+        fewest = min(len(one.losses) for one in ranked if one.is_varied)
+        yield _over_seeds(compared, "settings", fewest)
 
 
 def _named(setting: Setting, called: Mapping[str, str]) -> str:
@@ -155,13 +169,22 @@ def _in_no_mean(
     assessments: Sequence[Assessment], ranked: Sequence[Setting], called: Mapping[str, str]
 ) -> Iterator[str]:
     """Yield which models are in no mean over seeds, and why, where others are or might be."""
-    of = {one.checkpoint: one.run for one in assessments if one.run is not None}
-    unfinished = [called[name] for name, run in of.items() if run.setting is None]
-    if unfinished and len(of) > 1:
+    of = {one.checkpoint: one.run for one in comparable(assessments) if one.run is not None}
+    of_setting = Counter(run.setting for run in of.values())
+    unfinished = [
+        called[name]
+        for name, run in of.items()
+        if run.is_unfinished and of_setting[run.setting] > 1
+    ]
+    if unfinished:
         yield f"{joined(unfinished, 'and')}: in no mean over seeds, as the run is not finished"
     for one in ranked:
         run = of[one.checkpoints[0]]
-        again = [name for name, other in of.items() if other.setting == run.setting]
+        again = [
+            name
+            for name, other in of.items()
+            if other.setting == run.setting and not other.is_unfinished
+        ]
         if left := [called[name] for name in again if name not in one.checkpoints]:
             yield f"{joined(left, 'and')}: in no mean, as another here has the seed"
 
