@@ -83,7 +83,7 @@ def differences_of_means(samples: Mapping[str, Sequence[float]]) -> list[Differe
     ranked = sorted(samples.items(), key=lambda named: statistics.fmean(named[1]))
     for (better, a), (worse, b) in itertools.combinations(ranked, 2):
         nats = statistics.fmean(b) - statistics.fmean(a)
-        margin = welch_margin(a, b, tests) if min(len(a), len(b)) > 1 else None
+        margin = _welch_margin(a, b, tests) if min(len(a), len(b)) > 1 else None
         supported = do_differ and margin is not None and nats > margin
         found.append(Difference(better, worse, nats, margin, supported))
     return found
@@ -110,7 +110,7 @@ def differ(samples: Sequence[Sequence[float]]) -> bool:
     return tail < 0.05
 
 
-def welch_margin(a: Sequence[float], b: Sequence[float], tests: int = 1) -> float:
+def _welch_margin(a: Sequence[float], b: Sequence[float], tests: int = 1) -> float:
     """Return half the width of the 95 % confidence interval around a difference of two means.
 
     Args:

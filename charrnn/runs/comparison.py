@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from charrnn.chance import Difference, differ, differences_of_means
+from charrnn.chance import Difference, differences_of_means
 from charrnn.config import CellName, Record
 from charrnn.nats import in_bits, perplexity
 from charrnn.runs.comparison_plan import Plan
@@ -186,11 +186,6 @@ class Comparison:
     def is_validated(self) -> bool:
         """Whether the checkpoints were chosen by validation."""
         return self.cells[0].best.valid_nats_per_char is not None
-
-    @property
-    def differ(self) -> bool:
-        """Whether the cells with two runs or more differ at all by more than chance."""
-        return differ([cell.losses for cell in self.cells if len(cell.runs) > 1])
 
     @property
     def differences(self) -> tuple[Difference, ...]:

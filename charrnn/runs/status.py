@@ -103,13 +103,12 @@ def read_status(path: Path) -> RunStatus:
         _ = run.steps_per_epoch
     except ValueError as error:
         raise CheckpointError(f"{shown(file)}: the field 'text' is not usable: {error}") from error
-    is_state = "step" in checkpoint.meta
     go_on, newer = None, None
     there = _names(file.parent)
     if file.name in there:
         if there[0] != file.name:
             newer = file.parent
-        elif is_state and not run.is_finished:
+        elif checkpoint.is_state and not run.is_finished:
             go_on = _command(file.parent, text)
     return RunStatus(
         path=path,
@@ -119,7 +118,7 @@ def read_status(path: Path) -> RunStatus:
         threads=checkpoint.require("threads", int),
         processor=checkpoint.require("processor", str) if "processor" in checkpoint.meta else None,
         versions=checkpoint.versions,
-        is_state=is_state,
+        is_state=checkpoint.is_state,
         go_on=go_on,
         newer=newer,
     )

@@ -180,8 +180,7 @@ class Subject:
         plan in minutes depends on the speed. Nor is where the text was.
         """
         name, own = self.file.name, self.checkpoint
-        kept_at, is_state = step_of_generation(name), "step" in own.meta
-        newest = own
+        kept_at, newest = step_of_generation(name), own
         if name in (BEST, LAST) or kept_at is not None:  # in its run's folder, by all appearances
             with suppress(CheckpointError):  # the budget may have been raised since it was saved
                 newest = read_description(own.folder / LAST)
@@ -199,9 +198,9 @@ class Subject:
         text = run.text
         read = (text.fingerprint, text.valid_fingerprint, text.encoding)
         # The best by validation, the last, or one kept after so many steps.
-        which = (is_state and kept_at is None, kept_at)
+        which = (own.is_state and kept_at is None, kept_at)
         given = json.dumps([values, *read, text.train, text.valid, text.test, *which])
-        is_unfinished = not run.is_finished and (is_state or newest is not own)
+        is_unfinished = not run.is_finished and (own.is_state or newest is not own)
         return OfRun(seed, hashlib.sha256(given.encode()).hexdigest()[:16], step, is_unfinished)
 
     @property

@@ -132,6 +132,11 @@ class Checkpoint:
     """The file that it was loaded from; None if it was not."""
 
     @property
+    def is_state(self) -> bool:
+        """Whether it has all that a run can go on from, and not just weights."""
+        return "step" in self.meta
+
+    @property
     def folder(self) -> Path:
         """The folder that it was loaded from: its run's, unless the file was taken elsewhere."""
         assert self.file is not None
