@@ -48,11 +48,17 @@ def differences(assessments: Sequence[Assessment]) -> list[Difference]:
 class Setting:
     """Models of finished runs that were given the same but for the seed: two or more."""
 
-    checkpoints: tuple[str, ...]
-    losses: tuple[float, ...]
-    """Nats per character of each."""
-    steps: tuple[int, ...]
-    """Updates after which each was saved."""
+    models: tuple[Assessment, ...]
+
+    @property
+    def name(self) -> str:
+        """Its first model's."""
+        return self.models[0].checkpoint
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """Nats per character of each model."""
+        return tuple(one.ranked.nats_per_char for one in self.models)
 
     @property
     def nats_per_char(self) -> float:
@@ -84,25 +90,17 @@ def settings(assessments: Sequence[Assessment]) -> list[Setting]:
     for one in comparable(assessments):
         if one.run is not None and not one.run.is_unfinished:
             found.setdefault(one.run.setting, {}).setdefault(one.run.seed, one)
-    several = [
-        Setting(
-            tuple(one.checkpoint for one in by_seed.values()),
-            tuple(one.ranked.nats_per_char for one in by_seed.values()),
-            tuple(one.run.step for one in by_seed.values() if one.run is not None),
-        )
-        for by_seed in found.values()
-        if len(by_seed) > 1
-    ]
+    several = [Setting((*by_seed.values(),)) for by_seed in found.values() if len(by_seed) > 1]
     return sorted(several, key=lambda setting: setting.nats_per_char)
 
 
 def setting_differences(ranked: Sequence[Setting]) -> list[Difference]:
-    """Return how far apart the means of each two settings are, by their first checkpoints.
+    """Return how far apart the means of each two settings are, by their names.
 
     Args:
         ranked: from ``settings``; those in which the seeds changed nothing do not count.
     """
-    return differences_of_means({one.checkpoints[0]: one.losses for one in ranked if one.is_varied})
+    return differences_of_means({one.name: one.losses for one in ranked if one.is_varied})
 
 
 def comparable(assessments: Sequence[Assessment]) -> list[Assessment]:
@@ -133,8 +131,8 @@ def to_list(assessments: Sequence[Assessment]) -> list[dict[str, Any]]:
         of[pair.better]["differences"].append(asdict(pair))
     ranked = settings(assessments)
     for setting in ranked:
-        of[setting.checkpoints[0]]["over_seeds"] = {
-            "checkpoints": setting.checkpoints,
+        of[setting.name]["over_seeds"] = {
+            "checkpoints": [one.checkpoint for one in setting.models],
             "nats_per_char": setting.nats_per_char,
             "spread": setting.spread,
             "differences": [],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,10 +81,10 @@ def assessments_say(
         how = _how(assessments)
         yield from _settings_say(ranked, called, how)
         yield from _in_no_mean(assessments, ranked, called)
-        in_means = {name for one in ranked if one.is_varied for name in one.checkpoints}
+        in_means = _names(model for one in ranked if one.is_varied for model in one.models)
         # Where the seeds changed nothing, one of them stands for all.
-        again = {name for one in ranked if not one.is_varied for name in one.checkpoints[1:]}
-        if any(one.checkpoint not in in_means for one in comparable(assessments)):
+        again = _names(model for one in ranked if not one.is_varied for model in one.models[1:])
+        if not in_means.issuperset(_names(comparable(assessments))):
             once = [one for one in assessments if one.checkpoint not in again]
             yield from _models_say(once, called, how)
     yield from _baselines_say(assessments)
@@ -134,7 +134,7 @@ def _settings_say(ranked: Sequence[Setting], called: Mapping[str, str], how: str
     """Yield the mean of models that differ in their seed, and how far the best is ahead."""
     names = {}
     for one in ranked:
-        name = names[one.checkpoints[0]] = _named(one, called)
+        name = names[one.name] = _named(one, called)
         seeds = f"{len(one.losses)} seeds"
         nats = one.nats_per_char
         if not one.is_varied:
@@ -143,7 +143,8 @@ def _settings_say(ranked: Sequence[Setting], called: Mapping[str, str], how: str
                 "which changed nothing"
             )
             continue
-        fewest, most = min(one.steps), max(one.steps)
+        steps = [model.run.step for model in one.models if model.run is not None]
+        fewest, most = min(steps), max(steps)
         after = f", after {fewest:,} to {most:,} steps" if fewest < most else ""
         yield (
             f"{name}: mean of {seeds} {nats:.4f} nats ({in_bits(nats):.4f} bits), standard "
@@ -161,7 +162,7 @@ def _settings_say(ranked: Sequence[Setting], called: Mapping[str, str], how: str
 
 def _named(setting: Setting, called: Mapping[str, str]) -> str:
     """Return a name for a setting, given those of all models."""
-    its = [called[checkpoint] for checkpoint in setting.checkpoints]
+    its = [called[one.checkpoint] for one in setting.models]
     return _together(its, {*called.values()} - {*its})
 
 
@@ -169,24 +170,28 @@ def _in_no_mean(
     assessments: Sequence[Assessment], ranked: Sequence[Setting], called: Mapping[str, str]
 ) -> Iterator[str]:
     """Yield which models are in no mean over seeds, and why, where others are or might be."""
-    of = {one.checkpoint: one.run for one in comparable(assessments) if one.run is not None}
-    of_setting = Counter(run.setting for run in of.values())
+    runs = {one.checkpoint: one.run for one in comparable(assessments) if one.run is not None}
+    of_setting = Counter(run.setting for run in runs.values())
     unfinished = [
         called[name]
-        for name, run in of.items()
+        for name, run in runs.items()
         if run.is_unfinished and of_setting[run.setting] > 1
     ]
     if unfinished:
         yield f"{joined(unfinished, 'and')}: in no mean over seeds, as the run is not finished"
     for one in ranked:
-        run = of[one.checkpoints[0]]
-        again = [
+        again = {
             name
-            for name, other in of.items()
-            if other.setting == run.setting and not other.is_unfinished
-        ]
-        if left := [called[name] for name in again if name not in one.checkpoints]:
-            yield f"{joined(left, 'and')}: in no mean, as another here has the seed"
+            for name, run in runs.items()
+            if run.setting == runs[one.name].setting and not run.is_unfinished
+        }
+        if left := again - _names(one.models):
+            names = [called[name] for name in runs if name in left]
+            yield f"{joined(names, 'and')}: in no mean, as another here has the seed"
+
+
+def _names(models: Iterable[Assessment]) -> set[str]:
+    return {one.checkpoint for one in models}
 
 
 def _over_seeds(compared: int, kind: str, seeds: int) -> str:
