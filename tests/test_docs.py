@@ -348,3 +348,21 @@ def test_the_readme_s_python_does_what_it_says(
     assert [float(figure) for figure in figures.split()] == [row[name] for name in names]
     options = ["--prompt", "The sea", "--length", "200", "--temperature", "0.7"]
     assert cli("sample", golden, *options).out == text
+
+
+@pytest.mark.slow
+def test_the_chances_of_false_verdicts_are_what_their_script_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    (command,) = (block for block in blocks if "charrnn.chance" in block)
+    program, option, script = shlex.split(command)
+    assert (program, option) == ("python", "-c")
+    exec(script, {})
+    equal, unequal, twice, four_times = (
+        round(100 * float(share)) for share in capsys.readouterr().out.split()
+    )
+    text = " ".join(page.split())
+    assert f"({max(equal, unequal)} in 100 with three seeds)" in text
+    assert f"to {twice} in 100 with 3 seeds and then 5, to {four_times} with 3, 5, 7 and 9" in text
