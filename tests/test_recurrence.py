@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import select
 import shlex
 import shutil
@@ -33,6 +34,13 @@ GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 FUNCTIONS = {"rnn": run_rnn, "lstm": run_lstm, "gru": run_gru}
 
 needs_compiler = pytest.mark.skipif(not compiles(), reason="no C compiler with OpenMP")
+
+
+def test_c_numbers_its_cells_as_python_does() -> None:
+    """A number without a recurrence would run the last one, on memory that is too small for it."""
+    header = files("charrnn.compute").joinpath("products.h").read_text(encoding="utf-8")
+    (names,) = re.findall(r"^enum \{ (RNN.*) \};$", header, re.M)
+    assert tuple(names.lower().split(", ")) == products.IN_C
 
 
 def run(cell: str, dtype: torch.dtype, shared: bool = False) -> list[Tensor]:

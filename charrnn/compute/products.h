@@ -471,7 +471,7 @@ INLINE float tangent(float x)
 
 /* ---- The recurrences ---- */
 
-/* In the order of charrnn/config.py's CELL_NAMES. */
+/* In the order of IN_C in charrnn/compute/products.py. */
 enum { RNN, LSTM, GRU };
 
 static long gates_of(long cell) { return cell == LSTM ? 4 : cell == GRU ? 3 : 1; }

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from charrnn.compute.compiler import Library, asked_for
-from charrnn.config import WeightsName
+from charrnn.config import CellName, WeightsName
 
+IN_C: tuple[CellName, ...] = ("rnn", "lstm", "gru")
+"""The cells that C computes, in the order of the enum in ``products.h``: there a cell is its number
+here."""
 _LEAST_LANES = 4
 """Fewest lanes that are worth a thread: with fewer sums a core's multipliers are not busy."""
 

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from charrnn.compute.compiler import argument, compiled, refuse_misreadable
-from charrnn.compute.products import Multiplier, ways_to_share
+from charrnn.compute.products import IN_C, Multiplier, ways_to_share
 from charrnn.compute.trials import Fastest
-from charrnn.config import CELL_NAMES, CellName
+from charrnn.config import CellName
 
 _TYPES = (torch.float32, torch.bfloat16)
 """Types of typed tensors: without and with products in bf16."""
@@ -261,7 +261,7 @@ class Loops(Multiplier):
         if key not in self._fastest:
             function: Callable[..., None] = getattr(self._library, name)
             self._fastest[key] = Fastest([partial(function, *map(argument, way)) for way in ways])
-        arguments = (*sizes, panels, CELL_NAMES.index(cell), *rest, room)
+        arguments = (*sizes, panels, IN_C.index(cell), *rest, room)
         self._fastest[key](*map(argument, arguments))
 
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charrnn.compute.compiler import argument, compiled, refuse_misreadable
-from charrnn.compute.products import Multiplier, ways_to_share
+from charrnn.compute.products import IN_C, Multiplier, ways_to_share
 from charrnn.compute.trials import Fastest
-from charrnn.config import CELL_NAMES, CellName
+from charrnn.config import CellName
 
 Step = Callable[[NDArray[np.integer]], NDArray[np.float32]]
 """Reads one more character of every text, symbols_B, and returns logits_BV for the next one."""
@@ -99,7 +99,7 @@ class Steps(Multiplier):
         ]
         nbytes = sum(matrix.nbytes for matrix in (*matrices, head))
         ways = ways_to_share(lanes, nbytes, torch.get_num_threads())
-        shape = (CELL_NAMES.index(cell), _TYPES.index(head.dtype), lanes, hidden)
+        shape = (IN_C.index(cell), _TYPES.index(head.dtype), lanes, hidden)
         room_sizes = [
             self._library.step_room(*map(ctypes.c_long, (*way, *shape, len(head_bias_V))))
             for way in ways
