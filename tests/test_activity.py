@@ -11,7 +11,7 @@ import torch
 
 from charrnn.analysis.activity import KEPT_OVER, Unit, activation, gate_use, pace, units
 from charrnn.analysis.properties import PROPERTIES
-from charrnn.analysis.unrolled import GATES, LANES, observe
+from charrnn.analysis.unrolled import LANES, observe
 from charrnn.config import CellName
 from charrnn.errors import UsageError
 from charrnn.network.model import CharModel
@@ -23,7 +23,7 @@ class TestGates:
     def test_shares_are_those_of_planted_gates(self, cell: CellName) -> None:
         """Unit 1's gates are open, unit 2's closed, unit 3's follow the character."""
         model = zero_(make_model(cell))
-        names = GATES[type(model.layers()[0])]
+        names = model.layers()[0].gate_names
         blocks = {"input": 0, "forget": 1, "output": 3, "reset": 0, "update": 1}
         symbol = {c: int(VOCABULARY.encode(c)[0]) for c in "ab"}
         with torch.no_grad():

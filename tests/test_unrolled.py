@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from charrnn.analysis.stretch import read_stretch
-from charrnn.analysis.unrolled import GATES, unroll_model
+from charrnn.analysis.unrolled import unroll_model
 from charrnn.config import CellName
 from charrnn.errors import CorpusError
 from charrnn.text.scanning import scan
@@ -33,7 +33,7 @@ def test_unrolled_model_is_the_model(cell: CellName, layers: int) -> None:
                 torch.testing.assert_close(steps[t], part_BH)
     assert len(unrolled) == layers
     for layer, c in zip(unrolled, model.layers(), strict=True):
-        assert tuple(layer.gates) == GATES[type(c)]
+        assert tuple(layer.gates) == c.gate_names
         assert all(len(steps) == 7 for steps in layer.gates.values())
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from charrnn.analysis.properties import PROPERTIES
 from charrnn.analysis.stretch import Stretch, warmed, windows_at
-from charrnn.analysis.unrolled import KEEPERS, observe, unroll_model
+from charrnn.analysis.unrolled import observe, unroll_model
 from charrnn.config import ModelConfig
 from charrnn.errors import UsageError
 from charrnn.inference.evaluation import WARM_UP
@@ -68,7 +68,7 @@ def pace(model: CharModel, stretch: Stretch) -> tuple[Pace, ...]:
     At an autocorrelation of 0.5 a unit's change per step is as large as its deviation from its
     mean (root mean squares); above that, it is smaller.
     """
-    keepers = KEEPERS[CELLS[model.config.cell]]
+    keepers = CELLS[model.config.cell].keepers
     sums: dict[tuple[int, str], NDArray[np.float64]] = {}
     before: dict[tuple[int, str], NDArray[np.float64]] = {}
     kept: dict[tuple[int, str], list[NDArray[np.floating]]] = {}

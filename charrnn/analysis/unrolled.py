@@ -1,7 +1,7 @@
 """A model's recurrence over a text, with every state and gate exposed.
 
-The model's own cells do not expose their gates, nor single states to autograd. So the
-recurrence is written out here step by step, with the model's weights.
+The model reads a window at once, and exposes neither its gates nor single states to autograd. So
+the recurrence is computed here step by step, with the model's weights.
 
 Axis letters: T time, B lanes, E inputs, H hidden, G gates.
 """
@@ -19,22 +19,8 @@ from torch.nn import functional as F
 
 from charrnn.analysis.stretch import Stretch, warmed, windows_at
 from charrnn.inference.evaluation import WARM_UP
-from charrnn.network.cells import GRU, LSTM, RNN, Cell, State
+from charrnn.network.cells import Cell, State
 from charrnn.network.model import CharModel, Hidden
-
-#: Names of the gates whose values lie between 0 and 1, in the order of the weights' blocks.
-GATES: dict[type[Cell], tuple[str, ...]] = {
-    RNN: (),
-    LSTM: ("input", "forget", "output"),
-    GRU: ("reset", "update"),
-}
-
-#: For each state, the gate that multiplies it, unit by unit, on its way to the next step.
-KEEPERS: dict[type[Cell], dict[str, str]] = {
-    RNN: {},
-    LSTM: {"c": "forget"},
-    GRU: {"h": "update"},
-}
 
 #: Places of the text that ``observe`` reads side by side.
 LANES = 8
@@ -57,7 +43,7 @@ class Unrolled:
 
 
 def unroll(cell: Cell, x_TBE: Tensor, state: State) -> Unrolled:
-    """Run a cell step by step, by the equations in ``charrnn.network.cells``.
+    """Run a cell step by step (``Cell.step``).
 
     Weight drop is not applied: this is the cell in use, not in training.
 
@@ -66,33 +52,15 @@ def unroll(cell: Cell, x_TBE: Tensor, state: State) -> Unrolled:
         x_TBE: its inputs [T, B, E].
         state: the state before the first step, each part [B, H].
     """
-    names = GATES[type(cell)]
     states: dict[str, list[Tensor]] = {name: [] for name in cell.states}
-    gates: dict[str, list[Tensor]] = {name: [] for name in names}
+    gates: dict[str, list[Tensor]] = {name: [] for name in cell.gate_names}
     for input_BG in F.linear(x_TBE, cell.weight_input, cell.bias).unbind():
-        state, values = _step(cell, input_BG, state)
+        state, values = cell.step(input_BG, state, cell.weight_recurrent)
         for name, after_BH in zip(cell.states, state, strict=True):
             states[name].append(after_BH)
-        for name, value_BH in zip(names, values, strict=True):
+        for name, value_BH in zip(cell.gate_names, values, strict=True):
             gates[name].append(value_BH)
     return Unrolled(states, gates)
-
-
-def _step(cell: Cell, input_BG: Tensor, state: State) -> tuple[State, tuple[Tensor, ...]]:
-    """Return the state after one step, and the values of the cell's gates."""
-    h_BH = state[0]
-    recurrent_BG = h_BH @ cell.weight_recurrent.t()
-    if isinstance(cell, LSTM):
-        i, f, g, o = (input_BG + recurrent_BG).chunk(4, dim=1)
-        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-        c_BH = f * state[1] + i * g
-        return (o * c_BH.tanh(), c_BH), (i, f, o)
-    if isinstance(cell, GRU):
-        (wx_r, wx_z, wx_n), (uh_r, uh_z, uh_n) = input_BG.chunk(3, 1), recurrent_BG.chunk(3, 1)
-        r, z = (wx_r + uh_r).sigmoid(), (wx_z + uh_z).sigmoid()
-        n = (wx_n + r * (uh_n + cell.bias_recurrent)).tanh()
-        return ((1 - z) * n + z * h_BH,), (r, z)
-    return ((input_BG + recurrent_BG).tanh(),), ()
 
 
 def unroll_model(model: CharModel, x_TB: Tensor, hidden: Hidden) -> tuple[Unrolled, ...]:

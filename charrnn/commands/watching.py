@@ -304,8 +304,8 @@ def watch_inspection(
     learnt = subject.learnt(seen) if is_named else None
     for fact in filter(None, (learnt, subject.unknown(seen))):
         say(f"{name}: the model {fact}")
-    if "gates" in config.only and model.config.cell == "rnn":
-        say(f"{name}: a plain RNN has no gates, so there are none to show")
+    if "gates" in config.only and not model.layers()[0].gate_names:
+        say(f"{name}: the model's {model.config.cell} has no gates, so there are none to show")
     slow = "; truncation takes longest" if config.measured > {"truncation"} else ""
     say(f"looking at {len(stretch):,} characters{slow}:", end="")
     try:

@@ -1,5 +1,7 @@
 """The three recurrences: a plain RNN, an LSTM and a GRU, one layer each.
 
+Each is here twice: one step by its equations, and a window by the fastest path there is.
+
 A cell reads a window ``x_TBE`` (T time steps of B lanes, E inputs) starting from
 a given state, and returns the outputs ``out_TBH`` and the state after the last
 step. Nothing is kept between calls, and gradients flow through both states.
@@ -56,14 +58,20 @@ class Cell(nn.Module, ABC):
 
     Attributes:
         gates: G, the number of blocks stacked in the weights.
-        states: The names of the state's tensors.
+        gate_names: The names of the gates whose values lie between 0 and 1, in the order of their
+            blocks.
+        states: The names of the state's tensors; the first, h, is also the output.
+        keepers: For each state that has one, the gate that multiplies it, unit by unit, on its way
+            to the next step: an open gate keeps the state.
         weight_input: W [G*H, E].
         weight_recurrent: U [G*H, H].
         bias: b [G*H].
     """
 
     gates: ClassVar[int]
+    gate_names: ClassVar[tuple[str, ...]]
     states: ClassVar[tuple[str, ...]]
+    keepers: ClassVar[dict[str, str]]
 
     def __init__(self, inputs: int, hidden: int, weight_drop: float = 0.0) -> None:
         super().__init__()
@@ -114,6 +122,21 @@ class Cell(nn.Module, ABC):
         self, x: Tensor, state: State, u_GH: Tensor, which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
         """Do what ``forward`` does, with U as it is given; the new state may be of any type."""
+
+    @abstractmethod
+    def step(
+        self, input_BG: Tensor, state: State, u_GH: Tensor
+    ) -> tuple[State, tuple[Tensor, ...]]:
+        """Make one step by the equations above.
+
+        Args:
+            input_BG: W x + b.
+            state: The state before, [B, H] each.
+            u_GH: U.
+
+        Returns:
+            The state after the step, and the values of the gates in ``gate_names``.
+        """
 
 
 def _has_own_loop(x: Tensor) -> bool:
@@ -179,7 +202,9 @@ class RNN(Cell):
     """A plain recurrent layer with tanh (Elman 1990)."""
 
     gates = CELL_GATES["rnn"]
+    gate_names = ()
     states = ("h",)
+    keepers: ClassVar[dict[str, str]] = {}
 
     def _run(
         self, x: Tensor, state: State, u_GH: Tensor, which_TB: Tensor | None
@@ -191,6 +216,13 @@ class RNN(Cell):
         weights = [self.weight_input, u_GH, self.bias, torch.zeros_like(self.bias)]
         return _run_torch(torch.rnn_tanh, x, state, weights, which_TB)
 
+    def step(
+        self, input_BG: Tensor, state: State, u_GH: Tensor
+    ) -> tuple[State, tuple[Tensor, ...]]:
+        """See ``Cell.step``."""
+        (h_BH,) = state
+        return ((input_BG + h_BH @ u_GH.t()).tanh(),), ()
+
 
 class LSTM(Cell):
     """A long short-term memory with a forget gate (Gers, Schmidhuber, Cummins 2000).
@@ -199,7 +231,9 @@ class LSTM(Cell):
     """
 
     gates = CELL_GATES["lstm"]
+    gate_names = ("input", "forget", "output")
     states = ("h", "c")
+    keepers: ClassVar[dict[str, str]] = {"c": "forget"}
 
     def __init__(self, inputs: int, hidden: int, weight_drop: float = 0.0) -> None:
         super().__init__(inputs, hidden, weight_drop)
@@ -215,6 +249,16 @@ class LSTM(Cell):
         weights = [self.weight_input, u_GH, self.bias, torch.zeros_like(self.bias)]
         return _run_torch(torch.lstm, x, state, weights, which_TB)
 
+    def step(
+        self, input_BG: Tensor, state: State, u_GH: Tensor
+    ) -> tuple[State, tuple[Tensor, ...]]:
+        """See ``Cell.step``."""
+        h_BH, c_BH = state
+        i, f, g, o = (input_BG + h_BH @ u_GH.t()).chunk(4, dim=1)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        c_BH = f * c_BH + i * g
+        return (o * c_BH.tanh(), c_BH), (i, f, o)
+
 
 class GRU(Cell):
     """A gated recurrent unit (Cho et al. 2014), with the reset gate after the recurrent product.
@@ -228,7 +272,9 @@ class GRU(Cell):
     """
 
     gates = CELL_GATES["gru"]
+    gate_names = ("reset", "update")
     states = ("h",)
+    keepers: ClassVar[dict[str, str]] = {"h": "update"}
 
     def __init__(self, inputs: int, hidden: int, weight_drop: float = 0.0) -> None:
         super().__init__(inputs, hidden, weight_drop)
@@ -248,6 +294,17 @@ class GRU(Cell):
         second = F.pad(self.bias_recurrent, (2 * self.hidden, 0))
         weights = [self.weight_input, u_GH, self.bias, second]
         return _run_torch(torch.gru, x, state, weights, which_TB)
+
+    def step(
+        self, input_BG: Tensor, state: State, u_GH: Tensor
+    ) -> tuple[State, tuple[Tensor, ...]]:
+        """See ``Cell.step``."""
+        (h_BH,) = state
+        recurrent_BG = h_BH @ u_GH.t()
+        (wx_r, wx_z, wx_n), (uh_r, uh_z, uh_n) = input_BG.chunk(3, 1), recurrent_BG.chunk(3, 1)
+        r, z = (wx_r + uh_r).sigmoid(), (wx_z + uh_z).sigmoid()
+        n = (wx_n + r * (uh_n + self.bias_recurrent)).tanh()
+        return ((1 - z) * n + z * h_BH,), (r, z)
 
 
 CELLS: dict[CellName, type[Cell]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
