@@ -91,9 +91,10 @@ WEIGHT_DECAY = 0.1
 #: More than that is for texts of up to so many characters. On a longer one it falls in proportion,
 #: so that weights are forgotten within as many passes (Wang and Aitchison 2024, arXiv:2405.13698).
 DECAY_TEXT = 1_000_000
-#: Defaults of the optimisers with one rate for all weights, in place of Muon's. SGD gets no decay:
-#: it is a share of the rate, and SGD's rate is 200 times AdamW's.
+#: Defaults of the optimisers with one rate for all weights, in place of Muon's, which has two. SGD
+#: gets no decay: it is a share of the rate, and SGD's rate is 200 times AdamW's.
 ONE_RATE: dict[OptimiserName, dict[str, float]] = {
+    "muon": {},
     "adamw": {"lr": 5e-3, "lr_adam": 5e-3, "weight_decay": WEIGHT_DECAY},
     "sgd": {"lr": 1.0, "lr_adam": 1.0, "weight_decay": 0.0},
 }
@@ -167,8 +168,8 @@ def choose(
     if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
         training["lr_adam"] *= 3
     training["warmup_steps"] = warmup_steps(read / characters_per_step)
-    if (optimiser := chosen.get("optimiser")) in ONE_RATE:
-        training |= ONE_RATE[optimiser]
+    one_rate = ONE_RATE[chosen.get("optimiser", "muon")]
+    training |= one_rate
     if "lr" in chosen:
         # One flag scales both rates: their ratio is the recipe's.
         chosen["lr_adam"] = chosen["lr"] * training["lr_adam"] / training["lr"]
@@ -177,7 +178,7 @@ def choose(
     if chosen.get("clip_norm") == 0:
         chosen["clip_norm"] = None
     training["dropout_by_plan"] = not {"dropout", "weight_drop"} & chosen_model.keys()
-    training["decay_by_plan"] = "weight_decay" not in chosen and optimiser not in ONE_RATE
+    training["decay_by_plan"] = "weight_decay" not in chosen and not one_rate
     training["temperature_by_plan"] = "loss_temperature" not in chosen
     return model, TrainConfig(**{**training, **budget, **chosen})
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import sys
 from itertools import groupby
+from typing import get_args
 
 import pytest
 
+from charrnn import config
 from tests.conftest import GOLDEN_DATA, ROOT, run_code
 
 PACKAGE = ROOT / "charrnn"
@@ -99,6 +102,23 @@ def names_used(name: str) -> set[str]:
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             used.add(f"{node.value.id}.{node.attr}")
     return used
+
+
+#: Tables with an entry for each name of a kind: module, table, kind.
+TABLES = [
+    (module, node.target.id, kind)
+    for module, tree in TREES.items()
+    for node in tree.body
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    for kind in re.findall(r"^dict\[(\w+Name),", ast.unparse(node.annotation))
+]
+
+
+@pytest.mark.parametrize(("module", "table", "kind"), TABLES)
+def test_a_table_by_name_has_every_name(module: str, table: str, kind: str) -> None:
+    """A type checker does not see a name that is missing, and a run might only in its middle."""
+    entries = getattr(importlib.import_module(f"charrnn.{module}"), table)
+    assert tuple(entries) == get_args(getattr(config, kind))
 
 
 def test_every_module_is_in_the_table_and_every_row_is_a_module() -> None:

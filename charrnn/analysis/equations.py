@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from charrnn.network.cells import GRU, LSTM, RNN, Cell
+from charrnn.config import CellName
+from charrnn.network.cells import GRU, Cell
 from charrnn.network.model import CharModel
 from charrnn.text.vocabulary import Vocabulary
 
@@ -99,7 +100,7 @@ def write_out(model: CharModel, text: str, ids: NDArray[np.int64], vocabulary: V
     embedding_VE, head_VH = _array(model.embedding.weight), _array(model.head.weight)
     head_bias_V = _array(model.head.bias)
     states = [[np.zeros(cell.hidden) for _ in cell.states] for cell in layers]
-    steps = [_STEPS[type(cell)](cell) for cell in layers]
+    steps = [_STEPS[model.config.cell](cell) for cell in layers]
     written_TV = np.zeros_like(logits_TV)
     lines: dict[tuple[int, str], tuple[str, Array]] = {}
     for t, symbol in enumerate(ids_T.tolist()):
@@ -199,10 +200,10 @@ def _gru(cell: Cell) -> Callable[[Array, list[Array]], list[_Line]]:
     return step
 
 
-_STEPS: dict[type[Cell], Callable[[Cell], Callable[[Array, list[Array]], list[_Line]]]] = {
-    RNN: _rnn,
-    LSTM: _lstm,
-    GRU: _gru,
+_STEPS: dict[CellName, Callable[[Cell], Callable[[Array, list[Array]], list[_Line]]]] = {
+    "rnn": _rnn,
+    "lstm": _lstm,
+    "gru": _gru,
 }
 
 

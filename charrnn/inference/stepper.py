@@ -30,8 +30,8 @@ from torch import Tensor
 
 from charrnn.compute.kernels import mkl_is_fast, step_product
 from charrnn.compute.steps import Draw, Layer, Steps, steps
-from charrnn.config import WeightsName
-from charrnn.network.cells import GRU, LSTM, RNN, Cell
+from charrnn.config import CellName, WeightsName
+from charrnn.network.cells import GRU, Cell
 from charrnn.network.model import CharModel, Hidden, take_lanes
 
 Array = NDArray[np.float32]
@@ -167,7 +167,8 @@ class NumpyStepper:
         lanes = len(hidden[0][0])
         layers = model.layers()
         with torch.inference_mode():
-            self._layers = [_LAYERS[type(cell)](cell, lanes, weights) for cell in layers]
+            layer = _LAYERS[model.config.cell]
+            self._layers = [layer(cell, lanes, weights) for cell in layers]
             self._table_VG = _array(_table(model))
             self._inputs = [_input_product(cell, lanes, weights) for cell in layers[1:]]
             self._head = _product(model.head.weight, lanes, weights)
@@ -257,7 +258,7 @@ class _GRU(_Layer):
         return [after_BH]
 
 
-_LAYERS: dict[type[Cell], type[_Layer]] = {RNN: _RNN, LSTM: _LSTM, GRU: _GRU}
+_LAYERS: dict[CellName, type[_Layer]] = {"rnn": _RNN, "lstm": _LSTM, "gru": _GRU}
 
 
 def _table(model: CharModel) -> Tensor:

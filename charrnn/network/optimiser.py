@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -120,9 +121,13 @@ class Optimiser(ABC):
         decay_embedding: whether embedding and head decay at the same rate.
 
     Attributes:
+        copies: tensors of each weight's size that an update needs: the weight, its gradient, its
+            moments, work space.
         lr: learning rate of the recurrence's matrices.
         lr_adam: learning rate of the rest.
     """
+
+    copies: ClassVar[int]
 
     def __init__(
         self, model: CharModel, *, weight_decay: float = 0.0, decay_embedding: bool = False
@@ -188,6 +193,8 @@ class Optimiser(ABC):
 class SGD(Optimiser):
     """Plain gradient descent, without a state."""
 
+    copies = 3
+
     def _update(self) -> None:
         for weights, rate in ((self._matrices, self.lr), (self._others, self.lr_adam)):
             for weight, grad in zip(weights.values(), _grads(weights.values()), strict=True):
@@ -196,6 +203,8 @@ class SGD(Optimiser):
 
 class AdamW(Optimiser):
     """AdamW (Loshchilov, Hutter 2019) for all weights."""
+
+    copies = 5
 
     def __init__(
         self, model: CharModel, *, weight_decay: float = 0.0, decay_embedding: bool = False

@@ -178,7 +178,7 @@ def refuse_too_large(
         window = size * (states + 2 * (dropped + logits))  # also each mask, and each gradient
     if device.type == "cuda":
         window *= 2  # the captured update keeps its memory; a pass's last window takes its own
-    copies = 3 if config.optimiser == "sgd" else 5
+    copies = OPTIMISERS[config.optimiser].copies
     needed = size * copies * weights + config.batch_size * window + 50_000 * shape.layers
     if device.type == "cuda":
         _, there = torch.cuda.mem_get_info(device)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from charrnn.command_words import command_line, resume_command
 from charrnn.compute.device import kind_in_words
+from charrnn.config import OptimiserName
 from charrnn.layout import LAST
 from charrnn.nats import in_bits
 from charrnn.runs.run import RunSummary
@@ -18,6 +19,8 @@ from charrnn.runs.status import RunStatus
 from charrnn.text.files import EMBEDDED
 from charrnn.wording import counted, duration, shown
 
+#: What an introduction calls the update rules.
+UPDATE_RULES: dict[OptimiserName, str] = {"muon": "Muon", "adamw": "AdamW", "sgd": "SGD"}
 #: Width of the labels in an introduction, in columns.
 LABEL = 8
 
@@ -76,9 +79,9 @@ def _data(run: RunSummary) -> str:
 def _update(run: RunSummary, is_planned: bool) -> str:
     """Return the learning rates, clipping, regularisation and seed."""
     config = run.config
-    rates = f"Muon {config.lr:g} and AdamW {config.lr_adam:g}"
-    if config.optimiser != "muon":
-        rates = f"{'SGD' if config.optimiser == 'sgd' else 'AdamW'} {config.lr:g}"
+    rates = f"{UPDATE_RULES[config.optimiser]} {config.lr:g}"
+    if config.optimiser == "muon":
+        rates += f" and AdamW {config.lr_adam:g}"
     clip = f"clip norm {config.clip_norm:g}" if config.clip_norm else "no clipping"
     if config.clip_value:
         clip = f"clip value {config.clip_value:g}"
