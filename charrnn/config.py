@@ -21,6 +21,8 @@ WeightsName = Literal["fp32", "bf16", "int8"]
 CELL_NAMES: tuple[CellName, ...] = get_args(CellName)
 #: Blocks stacked in a cell's weight matrices: its gates, and the candidate state they act on.
 CELL_GATES: dict[CellName, int] = {"rnn": 1, "lstm": 4, "gru": 3}
+#: As many biases per unit; a GRU has a second one where the reset gate acts on U h.
+CELL_BIASES: dict[CellName, int] = {"rnn": 1, "lstm": 4, "gru": 4}
 
 OptimiserName = Literal["muon", "adamw", "sgd"]
 PartName = Literal["valid", "test", "train"]

@@ -15,7 +15,14 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from charrnn.config import CELL_GATES, CellName, ModelConfig, OptimiserName, TrainConfig
+from charrnn.config import (
+    CELL_BIASES,
+    CELL_GATES,
+    CellName,
+    ModelConfig,
+    OptimiserName,
+    TrainConfig,
+)
 
 #: Characters per second that training is expected to read, until its speed is measured; "cuda" is
 #: a GPU in bf16 (``_sized_as``).
@@ -27,24 +34,63 @@ HALVED_BY = {"cpu": 2_000, "mps": 2_000, "cuda": 12_000}
 GUESSED_WEIGHTS = {"cpu": 720_000, "mps": 720_000, "cuda": 4_600_000}
 #: The budget if none is given.
 DEFAULT_MINUTES = 3.0
-#: Characters that a run is expected to read: beyond each of these numbers, 128 more units
-#: are the better use of a CPU's time. A number given twice adds 256 at once.
-WIDER_FROM: dict[CellName, tuple[int, ...]] = {
-    "rnn": (6_000_000, 6_000_000),
-    "lstm": (6_000_000, 15_000_000, 25_000_000, 35_000_000, 50_000_000),
-    "gru": (4_000_000, 25_000_000, 35_000_000, 50_000_000, 70_000_000),
-}
+#: The cell if none is given; a comparison's other cells are matched to it.
+DEFAULT_CELL: CellName = "lstm"
+
+
+class CellRules(NamedTuple):
+    """What the rules know of a cell."""
+
+    lanes: int
+    window: int
+    """B and T."""
+    lr: float
+    """Muon's rate."""
+    narrowest: int
+    """Least units on a CPU in float32; in bf16 128 more."""
+    wider_from: tuple[int, ...]
+    """Characters that a run is expected to read: beyond each of these numbers, 128 more units
+    are the better use of a CPU's time. A number given twice adds 256 at once."""
+    waits_in_fp32: bool
+    """Whether it needs to read more before it is widened in float32 (``FP32_PASSES``)."""
+    gpu_units: tuple[int, int]
+    """Widths on a GPU that multiplies bf16, which waits more than it computes: in a short run, and
+    in one that is expected to read more than ``GPU_WIDER_FROM`` characters."""
+    many_symbols: int
+    """Vocabulary size from which most symbols are so rare that embedding and head learn the
+    surroundings of each by heart, unless they decay."""
+    drops_units: bool
+    """Whether dropping units can gain more than it costs; else only weights are dropped."""
+    decay: tuple[tuple[float, float], ...]
+    """Pairs (most, over): weight decay is multiplied by the largest ``min(most, pressed / over)``
+    of them, if that is above 1."""
+
+
+RULES: dict[CellName, CellRules] = {
+    "rnn": CellRules(
+        lanes=32, window=64, lr=0.014,
+        narrowest=384, wider_from=(6_000_000, 6_000_000), waits_in_fp32=False,
+        gpu_units=(768, 768), many_symbols=2000, drops_units=False, decay=((2, 2), (4, 8)),
+    ),
+    "lstm": CellRules(
+        lanes=16, window=128, lr=0.028,
+        narrowest=256, wider_from=(6_000_000, 15_000_000, 25_000_000, 35_000_000, 50_000_000),
+        waits_in_fp32=True,
+        gpu_units=(1024, 1536), many_symbols=500, drops_units=True, decay=((2, 16),),
+    ),
+    "gru": CellRules(
+        lanes=16, window=128, lr=0.028,
+        narrowest=256, wider_from=(4_000_000, 25_000_000, 35_000_000, 50_000_000, 70_000_000),
+        waits_in_fp32=False,
+        gpu_units=(1024, 1536), many_symbols=500, drops_units=True, decay=((2, 8),),
+    ),
+}  # fmt: skip
+
 #: An LSTM in float32 starts 128 units narrower. In a run of fewer passes than this it waits for the
 #: next threshold, and after the last one for this: on mostly new text, more updates of a narrow
 #: model teach more.
 FP32_PASSES, FP32_LAST = 4, 70_000_000
-#: Widths on a GPU that multiplies bf16, which waits more than it computes: in a short run, and in
-#: one that is expected to read more characters than the number below.
-GPU_UNITS: dict[CellName, tuple[int, int]] = {
-    "rnn": (768, 768),
-    "lstm": (1024, 1536),
-    "gru": (1024, 1536),
-}
+#: Expected characters beyond which a GPU's width is the second one.
 GPU_WIDER_FROM = 40_000_000
 #: On such a GPU the embedding is a multiple of this, and so are the widths that ``compare`` chooses
 #: to match another model: tensor cores are fastest on rows of whole 16 bytes.
@@ -56,9 +102,6 @@ GPU_MULTIPLE = 8
 GPU_LANES = ((3, (64, 64)), (8, (32, 64)))
 #: Most recurrent weights per character of the text, in a model wider than the narrowest.
 MOST_WEIGHTS = {"cpu": 4.6, "mps": 4.6, "cuda": 10.0}
-#: Vocabulary size from which most symbols are so rare that embedding and head learn the
-#: surroundings of each by heart, unless they decay.
-MANY_SYMBOLS: dict[CellName, int] = {"rnn": 2000, "lstm": 500, "gru": 500}
 #: From this vocabulary size on, the rate of embedding and head is tripled, so that rare symbols are
 #: learned in few passes ...
 RARE_SYMBOLS = 500
@@ -128,10 +171,10 @@ def choose(
     Raises:
         UsageError: a choice makes no sense.
     """
-    cell = choices.cell or "lstm"
+    cell = choices.cell or DEFAULT_CELL
     budget = choices.budget or {"minutes": DEFAULT_MINUTES}
     training = _training(cell, bf16)
-    training["decay_embedding"] = vocabulary >= MANY_SYMBOLS[cell]
+    training["decay_embedding"] = vocabulary >= RULES[cell].many_symbols
     chosen, chosen_model = given(choices.training), given(choices.model)
     own_lanes = training["batch_size"]
     precision = chosen.get("precision") or training["precision"]
@@ -272,7 +315,7 @@ def regularisation(cell: CellName, pressed: float, characters: int) -> tuple[flo
     than it gains: only its weights are dropped (docs/diary.md).
     """
     pressed = max(1.0, pressed)
-    if cell == "rnn":
+    if not RULES[cell].drops_units:
         return 0.0, round(min(0.5, max(0.0, 0.08 * math.log2(pressed / 16))), 2)
     if pressed <= LEAST_PRESSURE:
         return 0.0, 0.0
@@ -302,10 +345,7 @@ def weight_decay(cell: CellName, pressed: float, characters: int) -> float:
     plain RNN, whose rate is half the others' and whose units are never dropped, it doubles sooner,
     and in the end quadruples (docs/diary.md).
     """
-    if cell == "rnn":
-        times = max(min(2.0, pressed / 2), min(4.0, pressed / 8))
-    else:
-        times = min(2.0, pressed / (16 if cell == "lstm" else 8))
+    times = max(min(most, pressed / over) for most, over in RULES[cell].decay)
     times *= min(1.0, DECAY_TEXT / characters)
     return round(WEIGHT_DECAY * max(1.0, times), 2)
 
@@ -332,9 +372,8 @@ def matrix_weights(shape: ModelConfig) -> int:
 
 def parameter_count(shape: ModelConfig) -> int:
     """Return a model's parameter count without building it: it may be too large to build."""
-    # A GRU has a second bias where the reset gate acts on the recurrent product.
-    biases = CELL_GATES[shape.cell] + (shape.cell == "gru")
-    return matrix_weights(shape) + shape.layers * biases * shape.hidden + shape.vocabulary
+    biases = shape.layers * CELL_BIASES[shape.cell] * shape.hidden + shape.vocabulary
+    return matrix_weights(shape) + biases
 
 
 def _recurrent_weights(cell: CellName, layers: int, hidden: int, embedding: int) -> int:
@@ -384,11 +423,10 @@ def given(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _training(cell: CellName, bf16: bool) -> dict[str, Any]:
     """Return a cell's training defaults: fields of TrainConfig."""
-    lanes, window = (32, 64) if cell == "rnn" else (16, 128)
     return {
-        "batch_size": lanes,
-        "bptt": window,
-        "lr": 0.014 if cell == "rnn" else 0.028,
+        "batch_size": RULES[cell].lanes,
+        "bptt": RULES[cell].window,
+        "lr": RULES[cell].lr,
         "lr_adam": 8.4e-3,
         "precision": "bf16" if bf16 else "fp32",
     }
@@ -420,15 +458,16 @@ def _hidden(
 
     Its embedding is ``embedding`` wide, but no wider than the layer.
     """
-    narrowest = 384 if cell == "rnn" else 256
+    rules = RULES[cell]
+    narrowest = rules.narrowest
     if precision == "bf16":
         narrowest += 128
     device = _sized_as(device, precision)
     if device == "cuda":
-        width = GPU_UNITS[cell][read > GPU_WIDER_FROM]
+        width = rules.gpu_units[read > GPU_WIDER_FROM]
     else:
-        thresholds = [*WIDER_FROM[cell]]
-        if cell == "lstm" and precision == "fp32" and read < FP32_PASSES * characters:
+        thresholds = [*rules.wider_from]
+        if rules.waits_in_fp32 and precision == "fp32" and read < FP32_PASSES * characters:
             thresholds = [*thresholds[1:], FP32_LAST]
         width = narrowest + 128 * sum(read > least for least in thresholds)
     most = MOST_WEIGHTS[device] * characters

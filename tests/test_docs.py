@@ -201,7 +201,7 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         return " | ".join(str(chosen(cell, device, **options)[0].hidden) for cell in cells)
 
     def growing(cell: CellName) -> str:
-        millions = [f"{least / 1e6:g}" for least in recipe.WIDER_FROM[cell]]
+        millions = [f"{least / 1e6:g}" for least in recipe.RULES[cell].wider_from]
         if cell == "lstm":
             last = f"{recipe.FP32_LAST / 1e6:g}"
             millions[0] += f" (fp32, below {recipe.FP32_PASSES} passes: {last} instead)"
@@ -219,7 +219,8 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
     assert replace(trained_on_gpu, dropout_masks=masks, precision="fp32") == lstm_trained
     assert chosen("gru")[1] == lstm_trained
     assert rnn_trained.lr_adam == lstm_trained.lr_adam
-    assert recipe.MANY_SYMBOLS["gru"] == recipe.MANY_SYMBOLS["lstm"] == recipe.RARE_SYMBOLS
+    many = {cell: rules.many_symbols for cell, rules in recipe.RULES.items()}
+    assert many["gru"] == many["lstm"] == recipe.RARE_SYMBOLS
     for line in (
         f"| `--minutes` | {recipe.DEFAULT_MINUTES:g} |",
         f"(CUDA in bf16: the next multiple of {recipe.GPU_MULTIPLE}, not measured)",
@@ -235,7 +236,7 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"characters read | {growing('lstm')} | {growing('gru')} | {growing('rnn')} |",
         f"| units | {widths('cuda', bf16=True)} |",
         f"| units past {recipe.GPU_WIDER_FROM / 1e6:g} million characters read | "
-        f"{' | '.join(str(recipe.GPU_UNITS[cell][1]) for cell in cells)} |",
+        f"{' | '.join(str(recipe.RULES[cell].gpu_units[1]) for cell in cells)} |",
         f"{recipe.GUESSED_SPEED['cpu']:,} / (1 + symbols / {recipe.HALVED_BY['cpu']:,}) "
         "characters a second on a CPU, "
         f"{recipe.GUESSED_SPEED['cuda']:,} / (1 + symbols / {recipe.HALVED_BY['cuda']:,}) on CUDA "
@@ -253,7 +254,7 @@ def test_the_page_of_defaults_has_the_rules_numbers() -> None:
         f"a cosine down to {100 * Schedule.FLOOR:g} %.",
         f"| LSTM: {decay('lstm', 'p = 16', 32)}; GRU: {decay('gru', 'p = 8', 16)} "
         f"| {decay('rnn', 'p = 2', 4)}; {decay('rnn', '16', 32)} |",
-        f"from {recipe.MANY_SYMBOLS['lstm']} symbols on (RNN: {recipe.MANY_SYMBOLS['rnn']:,})",
+        f"from {many['lstm']} symbols on (RNN: {many['rnn']:,})",
         f"With `--optimiser adamw` it is {recipe.ONE_RATE['adamw']['weight_decay']}, "
         f"with `sgd` {recipe.ONE_RATE['sgd']['weight_decay']:g}.",
         f"p = (passes over the training part, at most {recipe.MOST_PASSES}) x weights in the",

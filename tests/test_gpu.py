@@ -10,7 +10,7 @@ import torch
 
 from charrnn.config import CellName
 from charrnn.layout import LAST
-from charrnn.recipe import GPU_UNITS
+from charrnn.recipe import RULES
 from charrnn.storage.checkpoint import load
 from tests.conftest import Cli, Result, make_prose
 
@@ -40,7 +40,7 @@ def test_gpu_trains_by_the_defaults(cli: Cli, tmp_path: Path, cell: CellName) ->
     started = result.rows[0]
     assert started["device"] == "cuda"
     if started["training"]["precision"] == "bf16":
-        assert started["model"]["hidden"] == GPU_UNITS[cell][0]
+        assert started["model"]["hidden"] == RULES[cell].gpu_units[0]
 
 
 @pytest.mark.parametrize("options", [(), ("--hidden", 113, "--loss-last", 8)])

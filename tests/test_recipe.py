@@ -16,12 +16,11 @@ from charrnn.errors import UsageError
 from charrnn.network.model import outline
 from charrnn.recipe import (
     BY_HEART,
-    GPU_UNITS,
     GPU_WIDER_FROM,
     HALVED_BY,
-    MANY_SYMBOLS,
     MOST_WEIGHTS,
     RARE_SYMBOLS,
+    RULES,
     Choices,
     choose,
     guessed_speed,
@@ -168,7 +167,7 @@ class TestChoose:
         self, cell: CellName, device: str, vocabulary: int
     ) -> None:
         _, training = choose_for(device, cell, 1_000_000, vocabulary=vocabulary)
-        assert training.decay_embedding == (vocabulary >= MANY_SYMBOLS[cell])
+        assert training.decay_embedding == (vocabulary >= RULES[cell].many_symbols)
         assert not (vocabulary <= 256 and training.decay_embedding), "there are few bytes"
 
     @given(cell=CELLS, vocabulary=st.integers(2, 20_000), steps=st.integers(1, 10**5))
@@ -385,7 +384,7 @@ class TestChoose:
             ].hidden
             for n in (steps, steps + 1)
         ]
-        assert tuple(widths) == GPU_UNITS[cell]
+        assert tuple(widths) == RULES[cell].gpu_units
 
     @given(
         cell=CELLS,

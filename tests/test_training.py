@@ -525,7 +525,7 @@ def test_what_decays_is_what_the_recipe_says(
 ) -> None:
     """With gradients of zero, only decay changes a weight."""
     if many_symbols:
-        monkeypatch.setitem(recipe.MANY_SYMBOLS, "lstm", 2)
+        monkeypatch.setitem(recipe.RULES, "lstm", recipe.RULES["lstm"]._replace(many_symbols=2))
     run = start_run(steps=3, optimiser="adamw", weight_decay=0.25)
     before = {name: weight.clone() for name, weight in run.model.named_parameters()}
     for weight in run.model.parameters():

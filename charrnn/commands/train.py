@@ -196,7 +196,7 @@ def train(
     if keep is not None and keep < 0:
         raise UsageError(f"--keep must be 0 or more, not {keep}")
     if resume and run is None:
-        hint = options.such_as(texts or (), cell or "lstm")
+        hint = options.such_as(texts or (), cell or recipe.DEFAULT_CELL)
         raise UsageError(f"--resume needs --run DIR, the folder of the run to go on with{hint}")
     options.refuse_both(valid, valid_share)
     text = TextChoices(texts=tuple(texts or ()), valid=tuple(valid or ()), **reading)
@@ -275,7 +275,7 @@ def train(
 def _cell_of(init_from: Path | None) -> CellName:
     """Return the default cell: that of the checkpoint a run starts from, if there is one."""
     if init_from is None:
-        return "lstm"
+        return recipe.DEFAULT_CELL
 
     from charrnn.storage.trained import shape_of
 

@@ -165,8 +165,8 @@ def refuse_too_large(
     kept = 1 if shape.cell == "rnn" and shape.dropout == 0 else gates + 2
     states = config.bptt * shape.layers * kept * shape.hidden
     counted = config.loss_last or config.bptt
-    # The rules may still add dropout where there is none yet, but never to a plain RNN.
-    may_be = config.dropout_by_plan and not is_planned and shape.cell != "rnn"
+    # The rules may still add dropout where there is none yet.
+    may_be = config.dropout_by_plan and not is_planned and recipe.RULES[shape.cell].drops_units
     is_dropped = shape.dropout > 0 or may_be
     masks = config.dropout_masks if is_dropped else 0
     dropped = counted * masks * shape.hidden  # the outputs after each mask

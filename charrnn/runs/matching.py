@@ -17,7 +17,7 @@ from charrnn.config import LARGEST_SIZE, CellName, ModelConfig
 from charrnn.runs.comparison_plan import Plan
 
 #: The cell whose recipe gives the numbers that all cells share.
-REFERENCE: CellName = "lstm"
+REFERENCE = recipe.DEFAULT_CELL
 #: Parameters count as matched if they differ by no more than this share.
 TOLERANCE = 0.01
 

@@ -302,8 +302,9 @@ def _choose(
     )
     config = replace(config, batch_size=lanes, bptt=window, loss_last=loss_last)
     notes = []
-    # A plan may still choose some: of minutes, and never for a plain RNN.
-    is_settled = not config.dropout_by_plan or shape.cell == "rnn" or config.minutes is None
+    # A plan of minutes may still choose some.
+    may_be = config.dropout_by_plan and recipe.RULES[shape.cell].drops_units
+    is_settled = not may_be or config.minutes is None
     if choices.training.get("dropout_masks") and not shape.dropout and is_settled:
         notes.append("--dropout-masks has no effect: there is no dropout")
     if said:
