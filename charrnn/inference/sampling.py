@@ -115,7 +115,7 @@ def next_probabilities(
             p_BV /= config.temperature
     np.exp(p_BV, out=p_BV)
     p_BV /= p_BV.sum(axis=1, keepdims=True)
-    if config.top_k is not None or config.top_p is not None:
+    if config.truncates:
         # Not by p: a high temperature can round the p of unequal logits to the same number.
         order_BV = np.argsort(-logits_BV, axis=1, kind="stable")
         sorted_BV = np.take_along_axis(p_BV, order_BV, axis=1)
@@ -158,7 +158,7 @@ def sample(
     tails: list[list[int]] = [[] for _ in range(config.count)]
     numbers = list(range(config.count))  # lane -> number of its sample
     open_lanes = numbers
-    is_plain = config.temperature > 0 and config.top_k is None and config.top_p is None
+    is_plain = config.temperature > 0 and not config.truncates
     if prompt is None or len(prompt) == 0:
         prompt = _first_symbol(vocabulary)
     model.eval()
