@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,7 +25,7 @@ import typer
 from charrnn import __version__, recipe
 from charrnn.cli import app
 from charrnn.commands.stdio import lossy
-from charrnn.config import TextChoices
+from charrnn.config import SampleConfig, TextChoices
 from charrnn.errors import UsageError
 from charrnn.inference.evaluation import score
 from charrnn.runs import training
@@ -799,3 +800,11 @@ def test_every_option_of_a_training_reaches_what_it_is_trained_by(
     words = (option.opts[-1],) if option.is_flag else (option.opts[-1], value)
     assert "this is enough" in cli(command, *words).err
     assert told[option.name] == (True if option.is_flag else value)
+
+
+def test_every_option_of_a_draw_is_a_setting_of_it() -> None:
+    """``fields_given`` passes by what neither of the two knows."""
+    known = typer.main.get_command(app).commands["sample"]  # type: ignore[attr-defined]
+    others = {"checkpoint", "prompt", "unknown", "echo", "device", "as_json"}
+    options = {option.name for option in known.params} - others
+    assert options == {field.name for field in fields(SampleConfig)}

@@ -31,6 +31,7 @@ from charrnn.analysis.properties import PROPERTIES
 from charrnn.analysis.stretch import read_stretch
 from charrnn.config import MEASUREMENTS, CellName, InspectConfig, TrainConfig
 from charrnn.errors import UsageError
+from charrnn.network.cells import CELLS
 from charrnn.storage.checkpoint import load, save
 from charrnn.storage.trained import load_model
 from charrnn.text.scanning import scan
@@ -38,6 +39,7 @@ from charrnn.views.inspection_view import _activation, print_inspection
 from charrnn.views.inspection_words import (
     COSTS_SAY,
     NORMS_SAY,
+    OPEN,
     clipping_lines,
     clipping_says,
     cut_lines,
@@ -95,8 +97,9 @@ def test_initial_weights_are_made_for_what_shows_them_alone(
     monkeypatch.setattr(module, "initial_model", made)
     model, stretch = make_model("rnn"), make_stretch(200)
     for name in MEASUREMENTS:
-        config = InspectConfig(only=(name,))
-        module.inspect(model, stretch, VOCABULARY, config, TRAINING)
+        config, told = InspectConfig(only=(name,)), list[str]()
+        module.inspect(model, stretch, VOCABULARY, config, TRAINING, tell=told.append)
+        assert told == [name]
         assert made.called == (name in ("flow", "clipping", "truncation")), name
         made.reset_mock()
 
@@ -141,6 +144,14 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 # Figures and tables by hand -------------------------------------------------------
+
+
+def test_an_open_gate_keeps_what_its_words_say(cell: CellName) -> None:
+    kind = CELLS[cell]
+    keepers = {gate: state for state, gate in kind.keepers.items()}
+    for gate in kind.gate_names:
+        if " keeps " in OPEN[gate] or gate in keepers:
+            assert OPEN[gate] == f"{gate} keeps {keepers.get(gate)}"
 
 
 class TestTables:

@@ -34,7 +34,8 @@ COSTS_SAY = (
     "are enough is read off a fit to these figures that never rises with k, as single ones scatter."
 )
 LINEAR_SAYS = "through the recurrent matrix alone, as if tanh were a straight line."
-#: What the gates of ``charrnn.network.cells`` do when they are open.
+#: What the gates of ``charrnn.network.cells`` do when they are open. One that keeps a state (the
+#: cell's ``keepers``) says so.
 OPEN = {
     "input": "input writes to c",
     "forget": "forget keeps c",
@@ -193,18 +194,18 @@ def pace_says(paces: Iterable[Pace]) -> str:
         "Correlation of each unit's state with its value one character earlier: mean, lowest and "
         "highest over the units."
     )
-    if _are_kept(paces):
+    keepers = dict.fromkeys(f"the {pace.gate} gate for {pace.state}" for pace in paces if pace.gate)
+    if keepers:
         said += (
-            " Kept: the share of a state that its gate (an LSTM's forget gate for c, a GRU's "
-            f"update gate for h) keeps over {KEPT_OVER} characters, the product of the gate's "
-            "values: mean and median."
+            f" Kept: the share of a state that its gate ({', '.join(keepers)}) keeps over "
+            f"{KEPT_OVER} characters, the product of the gate's values: mean and median."
         )
     return said
 
 
 def pace_lines(paces: Sequence[Pace]) -> list[list[str]]:
     """Return the table of the pace: its head, and a row per layer and state."""
-    are_kept = _are_kept(paces)
+    are_kept = any(pace.gate is not None for pace in paces)  # a plain RNN has no gates
     lines = [["state", "mean", "lowest", "highest", *(["kept", "median"] if are_kept else [])]]
     for one in paces:
         varying = [value for value in one.autocorrelation if math.isfinite(value)]
@@ -213,11 +214,6 @@ def pace_lines(paces: Sequence[Pace]) -> list[list[str]]:
         kept = [_kept(share) for share in (one.kept_mean, one.kept_median)]
         lines.append([f"{one.state} {one.layer}", *lags, *(kept if are_kept else [])])
     return lines
-
-
-def _are_kept(paces: Iterable[Pace]) -> bool:
-    """Whether a gate keeps any of the states; a plain RNN has none."""
-    return any(pace.gate is not None for pace in paces)
 
 
 def _kept(share: float | None) -> str:
