@@ -121,6 +121,14 @@ def test_a_table_by_name_has_every_name(module: str, table: str, kind: str) -> N
     assert tuple(entries) == get_args(getattr(config, kind))
 
 
+def test_contributing_names_the_tables_and_files_of_what_it_says_to_add() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", page))
+    assert {table for _, table, _ in TABLES} <= named
+    for path in re.findall(r"`(charrnn/[\w/.]+)`", page):
+        assert (ROOT / path).exists(), path
+
+
 def test_every_module_is_in_the_table_and_every_row_is_a_module() -> None:
     assert sorted(ROOMS) == sorted(MODULES), "give it a row in docs/architecture.md"
 

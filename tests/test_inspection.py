@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -35,6 +37,7 @@ from charrnn.network.cells import CELLS
 from charrnn.storage.checkpoint import load, save
 from charrnn.storage.trained import load_model
 from charrnn.text.scanning import scan
+from charrnn.views import inside, inspection_view
 from charrnn.views.inspection_view import _activation, print_inspection
 from charrnn.views.inspection_words import (
     COSTS_SAY,
@@ -144,6 +147,13 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 # Figures and tables by hand -------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", [inspection_view, inside])
+def test_every_measurement_is_shown(view: ModuleType) -> None:
+    source = inspect.getsource(view)
+    for field in fields(module.Inspection):
+        assert field.name == "characters" or re.search(rf"\.{field.name}\b", source), field.name
 
 
 def test_an_open_gate_keeps_what_its_words_say(cell: CellName) -> None:
