@@ -125,7 +125,7 @@ def test_contributing_names_the_tables_and_files_of_what_it_says_to_add() -> Non
     page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(\w+)`", page))
     assert {table for _, table, _ in TABLES} <= named
-    for path in re.findall(r"`(charrnn/[\w/.]+)`", page):
+    for path in re.findall(r"`((?:charrnn|tests)/[\w/.]+)`", page):
         assert (ROOT / path).exists(), path
 
 
