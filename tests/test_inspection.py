@@ -24,7 +24,7 @@ from rich.text import Text
 from charrnn.analysis import flow, gradients
 from charrnn.analysis import inspection as module
 from charrnn.analysis.activity import Activation, GateUse, Pace, Unit, UnitFound
-from charrnn.analysis.equations import SHOWN, Quantity, Step
+from charrnn.analysis.equations import SHOWN, Quantity, Step, write_out
 from charrnn.analysis.flow import GradientFlow, Reach, gradient_flow, initial_model
 from charrnn.analysis.gradients import Cut, Truncation, Window, cuts
 from charrnn.analysis.memory import Memory
@@ -203,6 +203,23 @@ class TestTables:
         step = Step("\u05d0", quantities, ("\u0301", "\u0645"), 256, 1e-7, 2e-6, 1.25, 1.25)
         assert "it reads '\\u05d0'." in step_says(step)
         assert step_lines(step)[1][3:5] == ["'\\u0301'", "'\\u0645'"]
+
+    def test_every_letter_of_a_step_is_explained(self, cell: CellName) -> None:
+        """And nothing else is: a plain RNN has no gates, a single layer none below it."""
+        for layers in (1, 2):
+            model, stretch = make_model(cell, layers=layers), make_stretch(100)
+            step = write_out(model, stretch.text, stretch.ids, VOCABULARY)
+            said = step_says(step)
+            legend = said[said.index(". e: ") + 2 : said.index(" In brackets")]
+            explained = {
+                letter
+                for names in re.findall(r"([^;:]+):", legend)
+                for letter in names.strip().split(", ")
+            }
+            right = " ".join(quantity.equation for quantity in step.quantities)
+            used = set(re.findall(r"(?<![a-z])[a-zA-Zσ∘](?![a-z])'?", right.replace("_", " ")))
+            assert explained - {"h'"} == used - {"a", "y", "h'"}
+            assert ("layer below" in said) == (layers > 1)
 
     def test_the_step_is_held_against_the_model(self) -> None:
         quantities = (Quantity(2, "h'", "tanh(a)", (0.5, -0.25), (0.5, -0.125)),)

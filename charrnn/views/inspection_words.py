@@ -34,6 +34,18 @@ COSTS_SAY = (
     "are enough is read off a fit to these figures that never rises with k, as single ones scatter."
 )
 LINEAR_SAYS = "through the recurrent matrix alone, as if tanh were a straight line."
+#: What the letters in the equations of ``charrnn.analysis.equations`` stand for, by the name of a
+#: line that only this cell has.
+LETTERS = {
+    "a": "h: the state before the step; h': after it; W, U: weights of the input and of the state; "
+    "b: bias",
+    "c'": "h, c: state and memory before the step; h', c': after it; i, f, o: input, forget and "
+    "output gate; g: candidate; W, U: weights of the input and of the state; b: biases; "
+    "σ: logistic function; ∘: product unit by unit",
+    "z": "h: the state before the step; h': after it; r, z: reset and update gate; n: candidate; "
+    "W, U: weights of the input and of the state; b, d: biases; σ: logistic function; ∘: product "
+    "unit by unit",
+}
 #: What the gates of ``charrnn.network.cells`` do when they are open. One that keeps a state (the
 #: cell's ``keepers``) says so.
 OPEN = {
@@ -49,10 +61,13 @@ SURE = 4
 
 def step_says(step: Step) -> str:
     """Say what is computed, and how closely it agrees with the model."""
+    names = {quantity.name for quantity in step.quantities}
+    below = ", or h' of the layer below" if any(q.layer > 1 for q in step.quantities) else ""
+    of_cell = "".join(f"{letters}; " for name, letters in LETTERS.items() if name in names)
     return (
         "One step, computed by its equations from the checkpoint's weights in float64; it reads "
-        f"{quoted(step.read)}. e: embedding, or h' of the layer below; σ: logistic function; ∘: "
-        "product unit by unit. In brackets: a layer's first units; for the logits y and the "
+        f"{quoted(step.read)}. e: the character's embedding{below}; {of_cell}V, v: the head's "
+        "weights and bias. In brackets: a layer's first units; for the logits y and the "
         "probabilities p, the likeliest next characters. "
         f"Over {step.characters:,} characters from the zero state, equations and model differ by "
         f"at most {step.logits_difference:.1e} in a logit, and by {step.state_difference:.1e} in a "
