@@ -40,11 +40,16 @@ from charrnn.text.scanning import scan
 from charrnn.views import inside, inspection_view
 from charrnn.views.inspection_view import _activation, print_inspection
 from charrnn.views.inspection_words import (
+    BACK,
     COSTS_SAY,
     NORMS_SAY,
     OPEN,
+    ROUGHLY_SAYS,
+    SLOPE_SAYS,
+    back_says,
     clipping_lines,
     clipping_says,
+    columns_say,
     cut_lines,
     enough_says,
     gate_lines,
@@ -55,7 +60,6 @@ from charrnn.views.inspection_words import (
     memory_says,
     pace_lines,
     pace_says,
-    radius_says,
     step_lines,
     step_says,
     truncation_lines,
@@ -172,8 +176,9 @@ class TestTables:
             ["weights", "radius", "along", "half at", "1 % at", "k = 1"],
             ["initial", "1.25-1.50 *", "h 1", "1 (2)", "2 (> 2)", "0.40"],
         ]
-        said = "Radius: the recurrent matrices' spectral radius, smallest to largest"
-        both = radius_says([flow, replace(flow, scaled_to=None)])
+        matrices = "Radius: the recurrent matrices' spectral radius (largest absolute eigenvalue)"
+        said = f"{matrices}, smallest to largest"
+        both = columns_say([flow, replace(flow, scaled_to=None)])
         assert both.startswith(f"{said}; * scaled to it. Half")
         far = tuple(0.5**k for k in range(11))
         two = (
@@ -185,7 +190,38 @@ class TestTables:
             ["trained", "1.25-1.50", "h 1", "2", "7", "0.50", "0.00098"],
             ["trained", "0.75", "h 2", "> 10", "7", "0.50", "0.00098"],
         ]
-        assert radius_says([plain]).startswith(f"{said}. Half")
+        assert columns_say([plain]).startswith(f"{said}. Half")
+
+    def test_a_plain_rnn_s_slope_stands_beside_its_radius(self) -> None:
+        """As if tanh were linear, its slope is 1."""
+        far = (1.0, 0.5)
+        reaches = [
+            Reach(layer, state, 2.0, far, far, 1, None, 1, None)
+            for layer in (1, 2)
+            for state in ("h", "linear")
+        ]
+        radii = ((1.5,), (0.75,))
+        flow = GradientFlow("trained", None, radii, (0.625, 0.25), 9, tuple(reaches))
+        assert [line[:4] for line in gradient_flow_lines([flow])] == [
+            ["weights", "radius", "along", "slope"],
+            ["trained", "1.50", "h 1", "0.62"],
+            ["trained", "1.50", "linear 1", "1.00"],
+            ["trained", "0.75", "h 2", "0.25"],
+            ["trained", "0.75", "linear 2", "1.00"],
+        ]
+        assert f"to largest. {SLOPE_SAYS} Half" in columns_say([flow])
+
+    def test_how_a_gradient_comes_back_is_said_of_the_cells_there_are(self) -> None:
+        flows = {
+            name: gradient_flow(make_model(name), make_stretch(100), farthest=2, places=3)
+            for name in CELLS
+        }
+        says = {name: back_says([flow, flow]) for name, flow in flows.items()}
+        assert says == {
+            "rnn": BACK["linear"], "lstm": f"{BACK['c']} {ROUGHLY_SAYS}", "gru": BACK["h"]
+        }  # fmt: skip
+        every = f"{BACK['linear']} {BACK['c']} {BACK['h']} {ROUGHLY_SAYS}"
+        assert back_says(flows.values()) == every
 
     def test_no_gradient_falls_nowhere(self) -> None:
         none = (math.nan,) * 3

@@ -114,14 +114,11 @@ def _beside(figure: str, tables: str, measured: Measured[T]) -> str:
 
 def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
     first = flows[0][1][0]
-    states = {reach.state for _, (flow, *_) in flows for reach in flow.reaches}
-    memory = linear = ""
-    if "c" in states:
-        memory = " Each line is relative to its own size at k = 0, so c and h compare only roughly."
-    if "linear" in states:
+    every = [flow for _, of_model in flows for flow in of_model]
+    linear = ""
+    if any(reach.state == "linear" for flow in every for reach in flow.reaches):
         where = " (in the table)" if len(flows) > 1 else ""
         linear = f" Linear{where}: {words.LINEAR_SAYS}"
-    radii = words.radius_says([flow for _, of_model in flows for flow in of_model])
     return page.section(
         "Gradient flow",
         page.figure(
@@ -133,7 +130,7 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
             f"along one that keeps rising, which is not drawn above {LOUDEST:,.0f}; what is too "
             "small for the axis, or zero, is at the bottom. Over the first few characters a "
             "line may rise because more paths lead back, through other layers or an LSTM's c."
-            f"{memory}{linear} {radii} {seen}",
+            f" {words.back_says(every)}{linear} {words.columns_say(every)} {seen}",
         ),
         _tables(words.gradient_flow_lines, flows, heads=3),
     )

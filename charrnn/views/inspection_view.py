@@ -30,8 +30,9 @@ from charrnn.wording import significant
 BLOCKS = " ▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉"
 BAR = 24
-#: Most lags in a plot of the gradient flow.
-PLOT = 16
+#: Most lags above 0 in a plot of the gradient flow, and in one beside a column more: so both are
+#: usually narrow enough for a terminal of 80 columns (of 256 lags, 9 are the powers of 2).
+PLOT, NARROW_PLOT = 16, 9
 #: Below this share of the gradient at lag 0 the plot shows nothing.
 FAINTEST = 1e-3
 #: If a gradient grows, a full column stands for its largest value, within these limits: at least
@@ -131,7 +132,8 @@ def _gradient_flow(flows: Sequence[GradientFlow]) -> tuple[str, str, RenderableT
     """Return title, explanation and picture of the gradient flow."""
     reaches = [reach for flow in flows for reach in flow.reaches]
     farthest = reaches[0].farthest
-    lags = sorted({0, *np.geomspace(1, farthest, PLOT).round().astype(int).tolist()})
+    most_lags = NARROW_PLOT if words.have_slopes(flows) else PLOT
+    lags = sorted({0, *np.geomspace(1, farthest, most_lags).round().astype(int).tolist()})
     drawn = [[reach.median[k] for k in lags] for reach in reaches]
     most = max((left for shares in drawn for left in shares if left > 0), default=1.0)
     full = min(LOUDEST, max(FULL_FROM, most)) if most > 1 else 1.0
@@ -159,8 +161,8 @@ def _gradient_flow(flows: Sequence[GradientFlow]) -> tuple[str, str, RenderableT
     return (
         "Gradient flow",
         "What is left of the gradient of one character's loss k characters earlier "
-        f"(medians of {flows[0].places} places), along each layer's states.{plot} "
-        f"{words.radius_says(flows)}{linear}",
+        f"(medians of {flows[0].places} places), along each layer's states. "
+        f"{words.back_says(flows)}{plot} {words.columns_say(flows)}{linear}",
         table,
     )
 

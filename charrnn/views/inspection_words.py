@@ -10,7 +10,7 @@ import numpy as np
 
 from charrnn.analysis.activity import ALWAYS, KEPT_OVER, Activation, GateUse, Pace, UnitFound
 from charrnn.analysis.equations import SHOWN, Step
-from charrnn.analysis.flow import GradientFlow
+from charrnn.analysis.flow import GradientFlow, Reach
 from charrnn.analysis.gradients import Cut, Truncation
 from charrnn.analysis.memory import Memory
 from charrnn.analysis.norms import Clipping
@@ -33,7 +33,21 @@ COSTS_SAY = (
     "More: nats above those with the state carried on; ±: one standard error. How many characters "
     "are enough is read off a fit to these figures that never rises with k, as single ones scatter."
 )
-LINEAR_SAYS = "through the recurrent matrix alone, as if tanh were a straight line."
+LINEAR_SAYS = "through the recurrent matrix alone, as if tanh had a slope of 1 everywhere."
+ROUGHLY_SAYS = "Each is relative to its own size at k = 0, so c and h compare only roughly."
+SLOPE_SAYS = (
+    "Slope: root mean square of 1 - h². The initial recurrent matrix is orthogonal but for a "
+    "factor, so within a layer each step back leaves about radius x slope."
+)
+#: How a gradient comes back through each cell, by the state that no other has; a GRU has h alone.
+BACK = {
+    "linear": "In a plain RNN each step back multiplies it by the slopes of tanh, 1 - h², and by "
+    "the recurrent matrix, transposed.",
+    "c": "In an LSTM the direct path back along c multiplies it by the forget gate at each step; "
+    "every other path, and every one from h, passes a matrix of weights.",
+    "h": "In a GRU the direct path back along h multiplies it by the update gate at each step; "
+    "every other path passes a matrix of weights.",
+}
 #: What the letters in the equations of ``charrnn.analysis.equations`` stand for, by the name of a
 #: line that only this cell has.
 LETTERS = {
@@ -93,13 +107,28 @@ def step_lines(step: Step) -> list[list[str]]:
     return lines
 
 
-def radius_says(flows: Sequence[GradientFlow]) -> str:
-    """Explain the radius and the lags in the table of the gradient flow."""
+def back_says(flows: Iterable[GradientFlow]) -> str:
+    """Say how a gradient comes back through the cells that were measured."""
+    states = [{reach.state for reach in flow.reaches} for flow in flows]
+    has = {next(state for state in BACK if state in of_flow) for of_flow in states}
+    said = [words for state, words in BACK.items() if state in has]
+    return " ".join([*said, *([ROUGHLY_SAYS] if "c" in has else [])])
+
+
+def have_slopes(flows: Iterable[GradientFlow]) -> bool:
+    """Whether any of these models has a slope of tanh to show; only a plain RNN has."""
+    return any(slope is not None for flow in flows for slope in flow.tanh_slopes)
+
+
+def columns_say(flows: Sequence[GradientFlow]) -> str:
+    """Explain the radius, the slope and the lags in the table of the gradient flow."""
     scaled = "; * scaled to it" if any(flow.scaled_to for flow in flows) else ""
+    slope = f" {SLOPE_SAYS}" if have_slopes(flows) else ""
     return (
-        f"Radius: the recurrent matrices' spectral radius, smallest to largest{scaled}. Half at, "
-        "1 % at: the lag k from which on less than that is left, in the median over the places; "
-        "in brackets the lag for their mean, where it differs (a few places can dominate a mean)."
+        "Radius: the recurrent matrices' spectral radius (largest absolute eigenvalue), smallest "
+        f"to largest{scaled}.{slope} Half at, 1 % at: the lag k from which on less than that is "
+        "left, in the median over the places; in brackets the lag for their mean, where it "
+        "differs (a few places can dominate a mean)."
     )
 
 
@@ -107,7 +136,9 @@ def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
     """Return the table of the gradient flow: its head, and a row per state."""
     farthest = flows[0].reaches[0].farthest
     lags = [k for k in (1, 10) if k <= farthest]
-    lines = [["weights", "radius", "along", "half at", "1 % at"] + [f"k = {k}" for k in lags]]
+    with_slopes = have_slopes(flows)
+    head = ["weights", "radius", "along", *(["slope"] if with_slopes else []), "half at", "1 % at"]
+    lines = [head + [f"k = {k}" for k in lags]]
 
     def named(median: int | None, mean: int | None) -> str:
         one, other = (f"> {farthest}" if lag is None else str(lag) for lag in (median, mean))
@@ -126,10 +157,16 @@ def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
                     flow.weights,
                     _range(min(radii), max(radii)) + ("" if flow.scaled_to is None else " *"),
                     f"{reach.state} {reach.layer}",
+                    *([_slope(flow, reach)] if with_slopes else []),
                     *(measured if reach.size else ["no gradient", "", *[""] * len(lags)]),
                 ]
             )
     return lines
+
+
+def _slope(flow: GradientFlow, reach: Reach) -> str:
+    slope = 1.0 if reach.state == "linear" else flow.tanh_slopes[reach.layer - 1]
+    return "" if slope is None else f"{slope:.2f}"
 
 
 def _range(low: float, high: float) -> str:
