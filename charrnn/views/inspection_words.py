@@ -18,20 +18,21 @@ from charrnn.analysis.properties import PROPERTIES
 from charrnn.wording import counted, cut_word, is_drawn_onto, joined, printable, quoted, significant
 
 CUTS_SAY = (
-    "How far a gradient turns when cut to a share of its norm, by scaling it as a whole or by "
-    "cutting every entry to one limit."
+    "How far a gradient turns when cut to a share of its norm: scaled as a whole, as --clip-norm "
+    "does, or with every entry cut to one limit, as --clip-value does."
 )
 ZERO_SAYS = (
-    "A reset leaves the zero state, from which training reads only the beginning of a pass, so for "
-    "small k the figures include more than the lack of context."
+    "A reset leaves the zero state, from which training reads only at the beginning of an epoch, "
+    "so for small k the figures include more than the lack of context."
 )
 NORMS_SAY = (
     "10 % (a tenth of the norms are below it) and median are of the norms in the log, each a mean "
     "over up to 10 updates; largest is of a single update."
 )
 COSTS_SAY = (
-    "More: nats above those with the state carried on; ±: one standard error. How many characters "
-    "are enough is read off a fit to these figures that never rises with k, as single ones scatter."
+    "At k = 0 the head's bias alone predicts. More: nats above those with the state carried on; ±: "
+    "one standard error. How many characters are enough is read off a fit to these figures that "
+    "never rises with k, as single ones scatter."
 )
 LINEAR_SAYS = "through the recurrent matrix alone, as if tanh had a slope of 1 everywhere."
 ROUGHLY_SAYS = "Each is relative to its own size at k = 0, so c and h compare only roughly."
@@ -243,8 +244,9 @@ def contexts(memory: Memory) -> list[int]:
 def pace_says(paces: Iterable[Pace]) -> str:
     """Say what the table of the pace shows, of one model's states or of several's."""
     said = (
-        "Correlation of each unit's state with its value one character earlier: mean, lowest and "
-        "highest over the units."
+        "Correlation of each unit's state with its value one character earlier (autocorrelation at "
+        "lag 1): near 1 it changes slowly, near 0 a value tells little of the next one. Mean, "
+        "lowest and highest over the units."
     )
     keepers = dict.fromkeys(f"the {pace.gate} gate for {pace.state}" for pace in paces if pace.gate)
     if keepers:
