@@ -140,6 +140,33 @@ def test_linear_is_the_gradient_through_the_matrix_alone() -> None:
             assert reach.size * reach.relative[k] == pytest.approx(norm, rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("name", "state", "gate"), [("lstm", "c", "forget"), ("gru", "h", "update")]
+)
+def test_without_recurrent_weights_all_of_a_gradient_takes_the_direct_path(
+    name: CellName, state: str, gate: str
+) -> None:
+    """The gates, which read the text, differ from step to step and from unit to unit."""
+    model, stretch = make_model(name, layers=1), make_stretch(60)
+    mixed = gradient_flow(model, stretch, farthest=5, places=4)
+    with torch.no_grad():
+        model.layers()[0].weight_recurrent.zero_()
+    alone = gradient_flow(model, stretch, farthest=5, places=4)
+    for flow, is_all in ((mixed, False), (alone, True)):
+        (total,) = (reach for reach in flow.reaches if reach.state == state)
+        (direct,) = flow.direct
+        assert (direct.layer, direct.state, direct.size) == (1, gate, total.size)
+        assert (direct.relative == pytest.approx(total.relative)) is is_all
+        assert (direct.median == pytest.approx(total.median)) is is_all
+
+
+def test_the_rows_are_layer_by_layer(cell: CellName) -> None:
+    of_layer = {"rnn": ["h", "linear"], "lstm": ["h", "c", "forget"], "gru": ["h", "update"]}[cell]
+    flow = gradient_flow(make_model(cell), make_stretch(60), farthest=2, places=2)
+    expected = [(layer, name) for layer in (1, 2) for name in of_layer]
+    assert [(reach.layer, reach.state) for reach in flow.rows] == expected
+
+
 def test_along_a_memory_is_a_power_of_the_forget_gate() -> None:
     model = zero_(make_model("lstm", layers=1))
     with torch.no_grad():

@@ -293,7 +293,7 @@ class TestTables:
         assert "To come within 0.01 nats of that, more than 2 characters are needed; " in said
         assert "; training read windows of 1,024. A reset leaves the zero state, " in said
         assert said.endswith(COSTS_SAY)
-        assert COSTS_SAY.startswith("At k = 0 the head's bias alone predicts. More: ")
+        assert COSTS_SAY.startswith("At k = 0 the bias of the head alone predicts. More: ")
         longer = replace(memory, excess_nats=(0.5,) * 1101, standard_error=(0.25,) * 1101)
         names = [line[0] for line in memory_lines(longer)]
         assert names == ["k", "0", *(f"{2**n:,}" for n in range(11)), "1,100"]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from charrnn.analysis.stretch import Stretch, warmed, windows_at
-from charrnn.analysis.unrolled import unroll_model
+from charrnn.analysis.unrolled import KEEPERS, unroll_model
 from charrnn.config import ModelConfig, WeightsOrigin
 from charrnn.errors import UsageError
 from charrnn.inference.evaluation import WARM_UP
@@ -29,6 +29,8 @@ from charrnn.network.model import CharModel
 FARTHEST = 256
 #: Places of the text whose gradient is followed back, and how many at a time.
 PLACES, PLACES_AT_ONCE = 256, 32
+#: The gates that keep a state.
+_KEEPERS = frozenset(gate for of_cell in KEEPERS.values() for gate in of_cell.values())
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Reach:
     state: str
     """``h``; ``c``: an LSTM's memory; ``linear``: the textbook picture of a plain RNN, where
     the gradient at lag 0 passes through the recurrent matrix alone, k times, as if tanh were
-    linear and there were no layer above."""
+    linear and there were no layer above; ``forget``, ``update``: see ``GradientFlow.direct``."""
     size: float
     """Mean of ``|d loss(t) / d state(t)|``, the Euclidean norm over the units."""
     relative: tuple[float, ...]
@@ -78,6 +80,15 @@ class GradientFlow:
     places: int
     """Number of characters t whose loss was followed back."""
     reaches: tuple[Reach, ...]
+    direct: tuple[Reach, ...] = ()
+    """For each layer whose state a gate keeps (an LSTM's c, a GRU's h): the gradient at lag 0 times
+    the gate's values at the k steps, unit by unit, which is the share of the path without a matrix.
+    ``state`` is the gate's name."""
+
+    @property
+    def rows(self) -> list[Reach]:
+        """Everything that was measured, layer by layer."""
+        return sorted((*self.reaches, *self.direct), key=lambda reach: reach.layer)
 
 
 def initial_model(config: ModelConfig, seed: int) -> CharModel:
@@ -153,16 +164,18 @@ def gradient_flow(
             sizes.setdefault(name, []).append(size_KB.numpy())
         slopes.append(squares_L * len(some_B) / len(at_B))
     slope_L = np.sqrt(np.sum(slopes, axis=0))
+    measured = [
+        _reach(layer, state, np.concatenate(parts, axis=1))
+        for (layer, state), parts in sizes.items()
+    ]
     return GradientFlow(
         weights=weights,
         scaled_to=scaled_to,
         spectral_radii=tuple(_spectral_radii(cell) for cell in model.layers()),
         tanh_slopes=tuple(None if math.isnan(slope) else float(slope) for slope in slope_L),
         places=len(at_B),
-        reaches=tuple(
-            _reach(layer, state, np.concatenate(parts, axis=1))
-            for (layer, state), parts in sizes.items()
-        ),
+        reaches=tuple(reach for reach in measured if reach.state not in _KEEPERS),
+        direct=tuple(reach for reach in measured if reach.state in _KEEPERS),
     )
 
 
@@ -199,6 +212,8 @@ def _follow(
         cell = model.layers()[number - 1]
         if isinstance(cell, RNN):
             sizes[number, "linear"] = _norms(_through_matrix(back[0], cell, farthest))
+        if gate := KEEPERS[type(cell)].get(name):
+            sizes[number, gate] = _norms(_through_gate(back[0], layers[number - 1].gates[gate]))
     squares = [
         _square_slope(layer.states["h"]) if isinstance(cell, RNN) else math.nan
         for cell, layer in zip(model.layers(), layers, strict=True)
@@ -222,6 +237,17 @@ def _through_matrix(g_BH: Tensor, cell: Cell, farthest: int) -> list[Tensor]:
     passed = [g_BH.cpu().double()]
     for _ in range(farthest):
         passed.append(passed[-1] @ matrix_HH)
+    return passed
+
+
+def _through_gate(g_BH: Tensor, gate: Sequence[Tensor]) -> list[Tensor]:
+    """Return a gradient after 0, 1, ... passes backwards through the last values [B, H] of a gate.
+
+    The first of the values leads to a state before all of these.
+    """
+    passed = [g_BH.cpu().double()]
+    for value_BH in gate[:0:-1]:
+        passed.append(passed[-1] * value_BH.detach().cpu().double())
     return passed
 
 

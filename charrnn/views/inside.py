@@ -172,11 +172,11 @@ def _flow_lines(flows: Measured[GradientFlow]) -> list[Line]:
     lines = []
     memories = itertools.count(max(model.style for model, _ in flows) + 1)
     for model, flow in flows:
-        for number, reach in enumerate(flow.reaches):
+        for number, reach in enumerate(flow.reaches if several else flow.rows):
             label, style = f"{reach.state} {reach.layer}", number
             if several:
-                # Of several models only the layer next to the head is drawn; and "linear",
-                # which only a plain RNN has, is left to the table.
+                # Of several models only the layer next to the head is drawn; and "linear", which
+                # only a plain RNN has, is left to the table, as the direct paths of others are.
                 if reach.layer < model.portrait.run.shape.layers or reach.state == "linear":
                     continue
                 label = f"{model.name} {reach.state}"

@@ -30,9 +30,9 @@ from charrnn.wording import significant
 BLOCKS = " ▁▂▃▄▅▆▇█"
 EIGHTHS = " ▏▎▍▌▋▊▉"
 BAR = 24
-#: Most lags above 0 in a plot of the gradient flow, and in one beside a column more: so both are
-#: usually narrow enough for a terminal of 80 columns (of 256 lags, 9 are the powers of 2).
-PLOT, NARROW_PLOT = 16, 9
+#: Most lags above 0 in a plot of the gradient flow: of 256, the powers of 2. A terminal of 80
+#: columns seldom has room for more beside the table.
+PLOT = 9
 #: Below this share of the gradient at lag 0 the plot shows nothing.
 FAINTEST = 1e-3
 #: If a gradient grows, a full column stands for its largest value, within these limits: at least
@@ -130,10 +130,9 @@ def _step(step: Step) -> RenderableType:
 
 def _gradient_flow(flows: Sequence[GradientFlow]) -> tuple[str, str, RenderableType]:
     """Return title, explanation and picture of the gradient flow."""
-    reaches = [reach for flow in flows for reach in flow.reaches]
+    reaches = [reach for flow in flows for reach in flow.rows]
     farthest = reaches[0].farthest
-    most_lags = NARROW_PLOT if words.have_slopes(flows) else PLOT
-    lags = sorted({0, *np.geomspace(1, farthest, most_lags).round().astype(int).tolist()})
+    lags = sorted({0, *np.geomspace(1, farthest, PLOT).round().astype(int).tolist()})
     drawn = [[reach.median[k] for k in lags] for reach in reaches]
     most = max((left for shares in drawn for left in shares if left > 0), default=1.0)
     full = min(LOUDEST, max(FULL_FROM, most)) if most > 1 else 1.0

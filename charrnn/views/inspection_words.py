@@ -30,9 +30,9 @@ NORMS_SAY = (
     "over up to 10 updates; largest is of a single update."
 )
 COSTS_SAY = (
-    "At k = 0 the head's bias alone predicts. More: nats above those with the state carried on; ±: "
-    "one standard error. How many characters are enough is read off a fit to these figures that "
-    "never rises with k, as single ones scatter."
+    "At k = 0 the bias of the head alone predicts. More: nats above those with the state carried "
+    "on; ±: one standard error. How many characters are enough is read off a fit to these figures "
+    "that never rises with k, as single ones scatter."
 )
 LINEAR_SAYS = "through the recurrent matrix alone, as if tanh had a slope of 1 everywhere."
 ROUGHLY_SAYS = "Each is relative to its own size at k = 0, so c and h compare only roughly."
@@ -44,10 +44,11 @@ SLOPE_SAYS = (
 BACK = {
     "linear": "In a plain RNN each step back multiplies it by the slopes of tanh, 1 - h², and by "
     "the recurrent matrix, transposed.",
-    "c": "In an LSTM the direct path back along c multiplies it by the forget gate at each step; "
-    "every other path, and every one from h, passes a matrix of weights.",
-    "h": "In a GRU the direct path back along h multiplies it by the update gate at each step; "
-    "every other path passes a matrix of weights.",
+    "c": "In an LSTM the direct path back along c multiplies it by the forget gate at each step "
+    "(forget: by this path alone); every other path, and every one from h, passes a matrix of "
+    "weights.",
+    "h": "In a GRU the direct path back along h multiplies it by the update gate at each step "
+    "(update: by this path alone); every other path passes a matrix of weights.",
 }
 #: What the letters in the equations of ``charrnn.analysis.equations`` stand for, by the name of a
 #: line that only this cell has.
@@ -116,7 +117,7 @@ def back_says(flows: Iterable[GradientFlow]) -> str:
     return " ".join([*said, *([ROUGHLY_SAYS] if "c" in has else [])])
 
 
-def have_slopes(flows: Iterable[GradientFlow]) -> bool:
+def _have_slopes(flows: Iterable[GradientFlow]) -> bool:
     """Whether any of these models has a slope of tanh to show; only a plain RNN has."""
     return any(slope is not None for flow in flows for slope in flow.tanh_slopes)
 
@@ -124,7 +125,7 @@ def have_slopes(flows: Iterable[GradientFlow]) -> bool:
 def columns_say(flows: Sequence[GradientFlow]) -> str:
     """Explain the radius, the slope and the lags in the table of the gradient flow."""
     scaled = "; * scaled to it" if any(flow.scaled_to for flow in flows) else ""
-    slope = f" {SLOPE_SAYS}" if have_slopes(flows) else ""
+    slope = f" {SLOPE_SAYS}" if _have_slopes(flows) else ""
     return (
         "Radius: the recurrent matrices' spectral radius (largest absolute eigenvalue), smallest "
         f"to largest{scaled}.{slope} Half at, 1 % at: the lag k from which on less than that is "
@@ -137,7 +138,7 @@ def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
     """Return the table of the gradient flow: its head, and a row per state."""
     farthest = flows[0].reaches[0].farthest
     lags = [k for k in (1, 10) if k <= farthest]
-    with_slopes = have_slopes(flows)
+    with_slopes = _have_slopes(flows)
     head = ["weights", "radius", "along", *(["slope"] if with_slopes else []), "half at", "1 % at"]
     lines = [head + [f"k = {k}" for k in lags]]
 
@@ -146,7 +147,7 @@ def gradient_flow_lines(flows: Sequence[GradientFlow]) -> list[list[str]]:
         return one if one == other else f"{one} ({other})"
 
     for flow in flows:
-        for reach in flow.reaches:
+        for reach in flow.rows:
             radii = flow.spectral_radii[reach.layer - 1]
             measured = [
                 named(reach.median_halves_at, reach.halves_at),
