@@ -79,6 +79,17 @@ class TestChartsOfTheInside:
             ("linear 2", [0.2, 0.1], 3),
         ]
 
+    def test_the_direct_path_is_drawn_of_a_model_alone(self, charts: dict[str, mock._Call]) -> None:
+        """The table has it anyway."""
+        relative = tuple(0.5**k for k in range(9))
+        direct = (Reach(1, "forget", 1.0, relative, relative, 2, 7, 2, 7),)
+        seen = inspection(gradient_flow=(flow(direct=direct),), gates=())
+        labels = []
+        for models in (1, 2):
+            assert self.show(*[seen] * models).count(">forget 1<") == models
+            labels.append([line.label for line in charts["flow-0"].args[1]])
+        assert labels == [["h 1", "c 1", "forget 1"], ["m0 h", "m0 c", "m1 h", "m1 c"]]
+
     @pytest.mark.parametrize(
         ("shares", "low", "high"),
         [

@@ -102,7 +102,7 @@ def inspect(
     pace        how slowly states change (autocorrelation at lag 1)
     gates       how often gates are open or closed
     units       units that follow quotes, brackets or words
-    clipping    the training's gradient norms
+    clipping    the training's gradient norms, and how far a cut turns a gradient
     truncation  the gradient by windows against the full one
 
     Name a text with --text, or take a part of the run's own with --part. If that text has moved,
