@@ -388,6 +388,15 @@ class TestPlots:
         lags = re.findall(r"^ *\d+(?= +2\.0000)", out, re.MULTILINE)
         assert lags == [" 0", " 1", " 2", " 4", " 8", "16"]
 
+    @pytest.mark.parametrize(("nats", "full"), [(0.5, True), (-0.5, False)])
+    def test_rounding_errors_fill_no_bar(
+        self, printed: Callable[..., str], nats: float, full: bool
+    ) -> None:
+        """As where a model does worst with all of its context."""
+        out = printed(memory=Memory(1.5, (nats, 1e-16), (0.0,) * 2, 30, 0.01, 1, (1, 1), 9))
+        assert ("█" in out) == full
+        assert "▏" not in out
+
     def test_what_is_left_of_a_gradient_is_on_a_logarithmic_scale(
         self, printed: Callable[..., str]
     ) -> None:

@@ -167,10 +167,9 @@ def _gradient_flow(flows: Sequence[GradientFlow]) -> tuple[str, str, RenderableT
 
 
 def _memory(memory: Memory) -> RenderableType:
-    most = max(memory.excess_nats)
-    pictures = [
-        _bar(memory.excess_nats[k] / most if most > 0 else 0.0) for k in words.contexts(memory)
-    ]
+    # At least what counts as nothing: rounding errors must not fill a bar.
+    most = max(memory.tolerance, *memory.excess_nats)
+    pictures = [_bar(memory.excess_nats[k] / most) for k in words.contexts(memory)]
     return _plotted(words.memory_lines(memory), "more", pictures, words=0)[0]
 
 
