@@ -143,6 +143,23 @@ def test_a_run_is_drawn_by_all_its_validations_and_a_thinned_training(
         assert main.y == pytest.approx([3.0, 2.9, 2.8, 2.7])
 
 
+def test_of_very_many_validations_the_first_and_the_last_are_drawn_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of 1,000, 150 points: some of them means of six, some of seven."""
+    chart = mock.Mock(return_value="")
+    monkeypatch.setattr("charrnn.views.curves.line_chart", chart)
+    rows = log(0, 1000)
+    page = assessment_page([assessment()], [portrait("one", log=rows)], "poem", ORIGIN)
+    _, line = chart.call_args.args[2]
+    seconds, nats = zip(*((r["seconds"], r["valid_nats_per_char"]) for r in rows), strict=True)
+    assert len(line.x) == len(line.y) == 150
+    assert (line.x[0], line.y[0], line.x[-1], line.y[-1]) == (0.5, nats[0], 500, nats[-1])
+    assert line.x[1] == pytest.approx(sum(seconds[1:8]) / 7)
+    assert line.y[-2] == pytest.approx(sum(nats[-7:-1]) / 6)
+    assert f"one at {nats[-1]:.4f} (validation)" in page
+
+
 def test_curves_on_different_texts_are_said_to_be_that() -> None:
     def caption(*texts: str) -> str:
         drawn = [

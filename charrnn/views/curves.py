@@ -18,6 +18,8 @@ from charrnn.views.portrait import Portrait, Row, shortened
 
 #: Most points in a training curve; more rows of a log than these are averaged in groups.
 POINTS = 150
+#: Most validations in a curve; of more than these all but the first and the last are averaged.
+VALIDATIONS = 150
 #: The texts on which a training's losses are measured.
 HELD_OUT, TRAINED_ON = "the validation text", "the training text"
 #: How a loss on the latter differs from one on the former.
@@ -146,9 +148,12 @@ def _curve_charts(
 def _curve(run: LoggedRun) -> _Curve | None:
     """Return a run's losses: those of validations with the training's beside, or these alone."""
     style = model_style(run.style)
-    trained = _thinned(_losses(run.log, "train_nats_per_char"))
+    trained = _thinned(_losses(run.log, "train_nats_per_char"), POINTS)
     validated = _losses(run.log, "valid_nats_per_char")
     if len(validated):
+        if len(validated) > VALIDATIONS:  # the first and the last are read off as they are
+            between = _thinned(validated[1:-1], VALIDATIONS - 2)
+            validated = np.concatenate([validated[:1], between, validated[-1:]])
         # A single point makes no line, and would look like one of the main line's.
         thin = trained if len(trained) > 1 else trained[:0]
         return _Curve(run.label, style, HELD_OUT, validated, thin)
@@ -168,11 +173,11 @@ def _losses(log: Sequence[Row], name: str) -> NDArray[np.float64]:
     return np.array(usable, dtype=np.float64).reshape(-1, 3)
 
 
-def _thinned(points_N3: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the points; if there are too many, the means of consecutive groups."""
-    if len(points_N3) <= POINTS:
+def _thinned(points_N3: NDArray[np.float64], most: int) -> NDArray[np.float64]:
+    """Return the points, or if there are too many, the means of ``most`` groups in order."""
+    if len(points_N3) <= most:
         return points_N3
-    return np.array([group.mean(axis=0) for group in np.array_split(points_N3, POINTS)])
+    return np.array([group.mean(axis=0) for group in np.array_split(points_N3, most)])
 
 
 def _settled_most(points_N3: NDArray[np.float64]) -> float:
