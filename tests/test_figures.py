@@ -17,6 +17,7 @@ from charrnn.views.figures import (
     Line,
     Rule,
     dot_chart,
+    in_colour_of,
     line_chart,
     model_style,
     number,
@@ -47,6 +48,20 @@ class TestFigures:
         assert dashes[0] != dashes[1] != dashes[2] != dashes[0]
         assert dashes[3] != dashes[4]
         assert dashes[1] == dashes[3], "the next colour's"
+
+    @pytest.mark.parametrize("style", [0, 4, 9, 15, 31])
+    @pytest.mark.parametrize("other", [0, 3, 7, 14])
+    def test_a_style_in_anothers_colour_keeps_its_dash_and_marker(
+        self, other: int, style: int
+    ) -> None:
+        def drawn(style: int) -> str:
+            line = Line("", (1, 2), (1, 2), style)
+            svg = line_chart("x", "T", [line], x_label="k", y_label="v")
+            return re.sub("x-m[0-9a-f]+", "marker", svg)  # the marker's id depends on its colour
+
+        mixed = drawn(in_colour_of(other, style))
+        assert {*re.findall("--series-.", mixed)} == {*re.findall("--series-.", drawn(other))}
+        assert re.sub("--series-.", "", mixed) == re.sub("--series-.", "", drawn(style))
 
     @pytest.mark.parametrize("scheme", [LIGHT, DARK])
     def test_faint_lines_can_be_seen(self, scheme: str) -> None:

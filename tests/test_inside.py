@@ -15,7 +15,7 @@ from charrnn.analysis.gradients import Truncation, Window
 from charrnn.analysis.inspection import Inspection
 from charrnn.analysis.memory import Memory
 from charrnn.analysis.norms import Clipping, Period
-from charrnn.views.figures import Dots, Line, Rule
+from charrnn.views.figures import STYLES, Dots, Line, Rule, in_colour_of
 from charrnn.views.inside import inside_sections
 from charrnn.views.inspection_words import COSTS_SAY, NORMS_SAY, ZERO_SAYS
 from tests.pages import RUN, SHAPE, flow, inspection, portrait
@@ -63,10 +63,10 @@ class TestChartsOfTheInside:
         assert linear in self.show(lstm, None, plain, lstm, layers=2)
         assert [(line.label, line.x, line.y, line.style) for line in charts["flow-0"].args[1]] == [
             ("m0 h", [1, 2], [0.3, 0.15], 0),
-            ("m0 c", [1, 2], [0.2, 0.1], 4),
+            ("m0 c", [1, 2], [0.2, 0.1], in_colour_of(0, 4)),
             ("m2 h", [1, 2], [0.3, 0.15], 2),
             ("m3 h", [1, 2], [0.3, 0.15], 3),
-            ("m3 c", [1, 2], [0.2, 0.1], 5),
+            ("m3 c", [1, 2], [0.2, 0.1], in_colour_of(3, 5)),
         ]
         assert linear in self.show(lstm, plain, layers=2)
         assert [line.label for line in charts["flow-0"].args[1]] == ["m0 h", "m0 c", "m1 h"]
@@ -74,9 +74,9 @@ class TestChartsOfTheInside:
         assert " Linear: through" in self.show(plain, layers=2)
         assert [(line.label, line.y, line.style) for line in charts["flow-0"].args[1]] == [
             ("h 1", [0.5, 0.25], 0),
-            ("linear 1", [0.4, 0.2], 1),
-            ("h 2", [0.3, 0.15], 2),
-            ("linear 2", [0.2, 0.1], 3),
+            ("linear 1", [0.4, 0.2], in_colour_of(2, 1)),
+            ("h 2", [0.3, 0.15], in_colour_of(0, 2)),
+            ("linear 2", [0.2, 0.1], in_colour_of(2, 3)),
         ]
 
     def test_the_direct_path_is_drawn_of_a_model_alone(self, charts: dict[str, mock._Call]) -> None:
@@ -89,6 +89,32 @@ class TestChartsOfTheInside:
             assert self.show(*[seen] * models).count(">forget 1<") == models
             labels.append([line.label for line in charts["flow-0"].args[1]])
         assert labels == [["h 1", "c 1", "forget 1"], ["m0 h", "m0 c", "m1 h", "m1 c"]]
+
+    def test_a_colour_is_a_model_or_the_only_ones_state(
+        self, charts: dict[str, mock._Call]
+    ) -> None:
+        """In all figures of a page; dashes and markers tell the rest apart."""
+        reaches = tuple(replace(flow().reaches[n], layer=k) for k in (1, 2) for n in (0, 1))
+        window = Window(3, None, 50.0, 1.0, 1e-6, 10_000)
+        cuts = tuple(Truncation(w, 8, 512, window, 30.0, (window,)) for w in ("trained", "initial"))
+        flows = flow(reaches=reaches, spectral_radii=((1.0,), (1.1,)), tanh_slopes=(None, None))
+        one = inspection(gradient_flow=(flows,), truncation=cuts)
+
+        def colours(name: str) -> dict[str, int]:
+            return {drawn.label: drawn.style % STYLES for drawn in charts[name].args[-1]}
+
+        self.show(one, layers=2)
+        assert colours("flow-0") == {"h 1": 0, "c 1": 1, "h 2": 0, "c 2": 1}
+        assert colours("units") == {"h": 0, "c": 1}
+        assert colours("memory") == {"": 0}
+        assert colours("truncation") == {"trained": 0, "initial": 0}
+        for name in ("flow-0", "truncation"):
+            looks = {sum(divmod(drawn.style, STYLES)) for drawn in charts[name].args[-1]}
+            assert len(looks) == len(charts[name].args[-1])
+        self.show(one, one, layers=2)
+        both = {"m0 h": 0, "m0 c": 0, "m1 h": 1, "m1 c": 1}
+        assert colours("flow-0") == colours("units") == both
+        assert colours("memory") == {"m0": 0, "m1": 1}
 
     @pytest.mark.parametrize(
         ("shares", "low", "high"),
@@ -200,7 +226,7 @@ class TestChartsOfTheInside:
         assert series == [
             Dots("m0 h", [0.2, 0.1, 0.3], 0),
             Dots("m1 h", [0.1, 0.7, None], 1),
-            Dots("m1 c", [0.8, None, None], 2),
+            Dots("m1 c", [0.8, None, None], in_colour_of(1, 2)),
         ]
         self.show(inspection(units=lstm))
         _, series = charts["units"].args[1:]
@@ -250,7 +276,7 @@ class TestChartsOfTheInside:
         self.show(inspection(truncation=(trained, initial)))
         first, second = charts["truncation"].args[1]
         assert first == Line("trained", [3, 7], [50.0, 20.0], 0)
-        assert (second.label, second.y[1], second.style) == ("initial", 20.0, 1)
+        assert (second.label, second.y[1], second.style) == ("initial", 20.0, in_colour_of(0, 1))
         low, high = charts["truncation"].kwargs["y_range"]
         assert low == 0
         assert 50 < high < 60

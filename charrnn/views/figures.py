@@ -146,6 +146,13 @@ def model_style(place: int) -> int:
     return STYLES * again + colour
 
 
+def in_colour_of(other: int, style: int) -> int:
+    """Return a style with the colour of another, which keeps its own dash and marker."""
+    colour = other % STYLES
+    again, own = divmod(style, STYLES)
+    return colour + STYLES * ((own + again - colour) % STYLES)
+
+
 def number(value: float) -> str:
     """Return a number for an axis, with 4 digits (0.01, 20k, 1.5M), or one if tiny (3·10⁻⁴)."""
     value = float(f"{value:.4g}")

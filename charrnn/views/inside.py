@@ -24,7 +24,16 @@ from charrnn.analysis.norms import Clipping
 from charrnn.analysis.properties import PROPERTIES
 from charrnn.views import inspection_words as words
 from charrnn.views import page
-from charrnn.views.figures import Dots, Line, Rule, dot_chart, line_chart, saturation_chart, spaced
+from charrnn.views.figures import (
+    Dots,
+    Line,
+    Rule,
+    dot_chart,
+    in_colour_of,
+    line_chart,
+    saturation_chart,
+    spaced,
+)
 from charrnn.views.portrait import Portrait
 from charrnn.wording import cut_word
 
@@ -34,6 +43,10 @@ FAINTEST = 1e-5
 LOUDEST = 1e4
 #: Shades of the colours that show a unit's state, on each side of zero.
 SHADES = 5
+#: On a page of one model, the style whose colour each state has: h has the model's. On a page of
+#: several, a colour is a model's, whatever the state. ``ALONE`` is for a gradient through one factor
+#: alone: "linear", or a gate.
+STATES, ALONE = {"h": 0, "c": 1}, 2
 
 
 T = TypeVar("T")
@@ -173,14 +186,17 @@ def _flow_lines(flows: Measured[GradientFlow]) -> list[Line]:
     memories = itertools.count(max(model.style for model, _ in flows) + 1)
     for model, flow in flows:
         for number, reach in enumerate(flow.reaches if several else flow.rows):
-            label, style = f"{reach.state} {reach.layer}", number
+            label = f"{reach.state} {reach.layer}"
+            style = in_colour_of(STATES.get(reach.state, ALONE), number)
             if several:
                 # Of several models only the layer next to the head is drawn; and "linear", which
                 # only a plain RNN has, is left to the table, as the direct paths of others are.
                 if reach.layer < model.portrait.run.shape.layers or reach.state == "linear":
                     continue
                 label = f"{model.name} {reach.state}"
-                style = model.style if reach.state == "h" else next(memories)
+                style = model.style
+                if reach.state != "h":
+                    style = in_colour_of(model.style, next(memories))
             lags = spaced(len(reach.median))
             lines.append(Line(label, lags, [reach.median[k] for k in lags], style))
     return lines
@@ -292,7 +308,9 @@ def _unit_chart(units: Measured[tuple[UnitFound, ...]]) -> str:
     for model, found in units:
         # h first, as everywhere; the findings are sorted by correlation.
         for state in sorted({one.unit.state for one in found}, reverse=True):
-            style = model.style if state == "h" else next(memories)
+            style = model.style
+            if state != "h":
+                style = in_colour_of(model.style if model.name else STATES[state], next(memories))
             of_state = {one.property: abs(one.correlation) for one in found
                         if one.unit.state == state}  # fmt: skip
             sizes.append((f"{model.name} {state}".strip(), style, of_state))
@@ -384,11 +402,12 @@ def _clipping_charts(histories: Measured[Clipping]) -> list[tuple[str, str]]:
 
 def _truncation_section(truncations: Sequence[Truncation]) -> str:
     lines = []
-    for style, truncation in enumerate(truncations):
+    for style, truncation in enumerate(truncations):  # of the page's only model
         # The user may give them in any order.
         windows = sorted(truncation.windows, key=lambda window: window.bptt)
         angles = [window.angle for window in windows]
-        lines.append(Line(truncation.weights, [window.bptt for window in windows], angles, style))
+        look = in_colour_of(STATES["h"], style)
+        lines.append(Line(truncation.weights, [window.bptt for window in windows], angles, look))
     panels = []
     if angles := [angle for line in lines for angle in line.y if math.isfinite(angle)]:
         chart = line_chart(
