@@ -280,6 +280,16 @@ class TestFigures:
         assert "50.0 % closed, 25.0 % open" in many
         assert "Dots of 1 unit by the share" in saturation_chart("x", "T", [0.5], [0.25], 0)
 
+    def test_dots_of_units_are_opaque_with_an_edge_the_largest_below(self) -> None:
+        """So that single ones are as dark as their colour, and those side by side are apart."""
+        svg = saturation_chart("x", "T", [0.1, 0.2, 0.2, 0.2, 0.3, 0.3], [0.5] * 6, 2)
+        dots = re.findall(r'<use [^>]*x="([\d.]+)"[^>]*style="(fill: var\(--series-2\)[^"]*)"', svg)
+        assert {look for _, look in dots} == {
+            "fill: var(--series-2); stroke: var(--paper); stroke-width: 0.5"
+        }
+        places = [float(x) for x, _ in dots]
+        assert places == [places[0], max(places), min(places)], "those of three units, two and one"
+
     @pytest.mark.parametrize(
         ("value", "text"),
         [(0, "0"), (0.01, "0.01"), (1234, "1,234"), (20000, "20k"), (1.5e6, "1.5M"),

@@ -36,12 +36,13 @@ from rich.cells import cell_len
 from charrnn.wording import counted
 
 #: Placeholder colours that matplotlib draws with; ``VARIABLES`` maps them to the page's variables.
-INK, MUTED, GRID = "#0a0b01", "#0a0b02", "#0a0b03"
+INK, MUTED, GRID, PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
 SERIES = ("#0a0b10", "#0a0b11", "#0a0b12", "#0a0b13", "#0a0b14", "#0a0b15")
 VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     GRID: "var(--grid)",
+    PAPER: "var(--paper)",
 } | {colour: f"var(--series-{number})" for number, colour in enumerate(SERIES)}
 SANS = '--sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;'
 #: The variables in light and in dark mode; colours after Okabe and Ito, made darker on white and
@@ -355,12 +356,15 @@ def saturation_chart(
         axes.grid(axis="x", color=GRID, linewidth=0.8)
         units_N2 = np.round(np.array([closed, opened]).T * 50).astype(int)
         places, counts = np.unique(units_N2, axis=0, return_counts=True)
-        area = 12.0 * counts * min(1.0, 22.0 / counts.max())
+        area_of_one = 12.0 * min(1.0, 22.0 / counts.max())
         axes.plot([0, 1], [1, 0], color=MUTED, linewidth=0.8, linestyle=(0, (2, 2)))
-        axes.scatter(
-            places[:, 0] / 50, places[:, 1] / 50, s=area, color=SERIES[style % STYLES], alpha=0.55,
-            linewidths=0, clip_on=False, zorder=3,
-        )  # fmt: skip
+        for count in sorted({*counts.tolist()}, reverse=True):  # smaller dots on larger ones
+            x, y = places[counts == count].T / 50
+            axes.plot(
+                x, y, linestyle="none", color=SERIES[style % STYLES], marker="o",
+                markersize=math.sqrt(area_of_one * count), markeredgecolor=PAPER,
+                markeredgewidth=0.5, clip_on=False, zorder=3,
+            )  # fmt: skip
         for limit, axis in ((axes.set_xlim, axes.xaxis), (axes.set_ylim, axes.yaxis)):
             limit(-0.02, 1.02)
             _put_ticks(axis, (0, 0.5, 1), ("0 %", "50 %", "100 %"))
