@@ -22,6 +22,8 @@ from selenium.webdriver.chrome.service import Service
 from charrnn.errors import UsageError
 from charrnn.runs.comparison_plan import Plan
 from charrnn.storage.checkpoint import load, save
+from charrnn.views.inside import SHADES
+from charrnn.views.page import STYLE
 from tests.conftest import Cli, make_prose, run_cli, run_unread
 from tests.pages import check, contrast
 
@@ -402,6 +404,53 @@ def show(
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     browser.get(path.as_uri())
+
+
+def marks() -> dict[str, str]:
+    """Return the style of each class of a coloured text."""
+    found: dict[str, str] = {}
+    rules = r"((?:\.(?:bits|up|down)-\d(?:, )?)+) \{([^}]*)\}"
+    for line in re.sub(r"\} (?=\.)", "}\n", STYLE).splitlines():
+        if rule := re.match(rules, line):
+            for name in rule[1].split(", "):
+                found[name[1:]] = found.get(name[1:], "") + rule[2]
+    assert len(found) == 4 + 2 * SHADES
+    return found
+
+
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_a_coloured_text_can_be_read_at_every_level(scheme: int) -> None:
+    declared = re.findall(r"--([\w-]+): (#\w{6}|\d+ \d+ \d+)[;\n]", STYLE)
+    assert len(declared) == 2 * len(dict(declared)), "light, then dark"
+    named = dict(declared[scheme * len(declared) // 2 :][: len(declared) // 2])
+    for name, style in marks().items():
+        background = re.search(r"background: rgb\(var\(--(\w+)\) / ([\d.]+)\)", style)
+        for below in ("raised", "paper"):  # in a text, and in its legend
+            paper = [*bytes.fromhex(named[below][1:])]
+            if background:
+                over, share = map(int, named[background[1]].split()), float(background[2])
+                paper = [
+                    round(share * a + (1 - share) * b) for a, b in zip(over, paper, strict=True)
+                ]
+            ink = named["muted" if name == "bits-0" else "ink"]
+            if name == "bits-4":
+                ink, paper = named["on-loud"], [*bytes.fromhex(named["loud"][1:])]
+            assert contrast(ink, paper) >= 4.5, (name, below)
+
+
+def test_levels_and_signs_differ_without_hues() -> None:
+    """In the side and width of a line, or in weight, besides in lightness."""
+
+    def seen(name: str) -> list[str]:
+        return re.findall(r"inset 0 -?\d+px|font-weight: \d+", marks()[name])
+
+    assert seen("bits-0") == []
+    different = [seen(f"bits-{level}") for level in (0, 2, 3, 4)]
+    assert all(one not in different[:n] for n, one in enumerate(different))
+    for shade in range(2, SHADES + 1):
+        assert (
+            seen(f"up-{shade}") == [one.replace("0 ", "0 -") for one in seen(f"down-{shade}")] != []
+        )
 
 
 @in_browser

@@ -326,17 +326,20 @@ pre {
 .coloured, .swatch { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 .legend { margin: .7rem 0 1rem; font-size: .93rem; }
 .swatch { padding: .1rem .45rem; border-radius: .2rem; font-family: var(--mono); }
+/* Whoever sees no hues tells levels apart by lines and weight, and signs by a line's side. */
 .bits-0 { color: var(--muted); }
-.bits-2 { background: rgb(var(--warm) / .2); }
-.bits-3 { background: rgb(var(--warm) / .45); box-shadow: inset 0 -1px var(--ink); }
+.bits-2 { background: rgb(var(--warm) / .2); box-shadow: inset 0 -1px rgb(var(--warm)); }
+.bits-3 { background: rgb(var(--warm) / .45); box-shadow: inset 0 -2px var(--ink); }
 .bits-4 { background: var(--loud); color: var(--on-loud); font-weight: 700; }
 .up-1 { background: rgb(var(--warm) / .12); } .down-1 { background: rgb(var(--cool) / .12); }
 .up-2 { background: rgb(var(--warm) / .24); } .down-2 { background: rgb(var(--cool) / .24); }
 .up-3 { background: rgb(var(--warm) / .36); } .down-3 { background: rgb(var(--cool) / .36); }
-.up-4 { background: rgb(var(--warm) / .48); box-shadow: inset 0 -2px rgb(var(--warm)); }
-.up-5 { background: rgb(var(--warm) / .6); box-shadow: inset 0 -2px rgb(var(--warm)); }
-.down-4 { background: rgb(var(--cool) / .48); box-shadow: inset 0 2px rgb(var(--cool)); }
-.down-5 { background: rgb(var(--cool) / .6); box-shadow: inset 0 2px rgb(var(--cool)); }
+.up-4 { background: rgb(var(--warm) / .48); } .down-4 { background: rgb(var(--cool) / .48); }
+.up-5 { background: rgb(var(--warm) / .6); } .down-5 { background: rgb(var(--cool) / .6); }
+.up-2, .up-3 { box-shadow: inset 0 -1px var(--ink); }
+.up-4, .up-5 { box-shadow: inset 0 -2px var(--ink); }
+.down-2, .down-3 { box-shadow: inset 0 1px var(--ink); }
+.down-4, .down-5 { box-shadow: inset 0 2px var(--ink); }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .4rem 1.2rem;
   margin: 0; }
 dt { color: var(--muted); }
