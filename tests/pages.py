@@ -131,7 +131,8 @@ def check(text: str) -> Page:
     # landmark, as sections are landmarks anyway.
     assert set(page.values("role")) == {"img", "group"}
     for tag in re.findall(r"<pre[^>]*>", text):
-        assert re.fullmatch(r'<pre( class="coloured")? role="group" dir="auto" aria-label=.*', tag)
+        kind = 'role="group" dir="auto" lang="" translate="no"'
+        assert re.fullmatch(rf'<pre( class="coloured")? {kind} aria-label=.*', tag)
     stops = re.findall(r"<[^>]*tabindex[^>]*>", text)
     assert len(stops) == page.tags["table"]
     assert all(stop.startswith('<div class="scroll"') for stop in stops)

@@ -238,9 +238,13 @@ def coloured(pieces: Iterable[tuple[str, str]], label: str) -> str:
 
 
 def _preformatted(inside: str, label: str, attributes: str = "") -> str:
-    """Return preformatted HTML, each line in the direction of its script."""
+    """Return preformatted HTML, each line in the direction of its script.
+
+    Its language is not known: it is not the page's, in which it would be read aloud or translated.
+    """
     # HTML drops a line break directly after the tag: it gets one to drop, not the text's own.
-    tag = f'<pre{attributes} role="group" dir="auto" aria-label="{safe(label)}">'
+    kind = 'role="group" dir="auto" lang="" translate="no"'
+    tag = f'<pre{attributes} {kind} aria-label="{safe(label)}">'
     return f"{tag}\n{inside}</pre>"
 
 
