@@ -137,6 +137,7 @@ def test_a_run_is_drawn_by_all_its_validations_and_a_thinned_training(
         assert call.args[0] == f"curves-{name}"
         thin, main = call.args[2]
         assert (thin.label, thin.faint, main.label, main.faint) == ("", True, "one", False)
+        assert thin.dashed
         assert thin.x == pytest.approx([2 * scale, 4.5 * scale, 6.5 * scale])
         assert thin.y == pytest.approx([2.8, 2.55, 2.35])
         assert main.x == pytest.approx([scale, 2 * scale, 3 * scale, 4 * scale])

@@ -36,6 +36,21 @@ class TestFigures:
         for line in lines:
             assert f">{line.label}</text>" in svg
 
+    def test_a_faint_line_may_have_its_styles_dash(self) -> None:
+        """Relative to its width, which is smaller."""
+
+        def dashes(*, faint: bool = False, dashed: bool = False) -> list[float]:
+            line = Line("", (1, 2), (1, 2), 1, faint=faint, dashed=dashed)
+            svg = line_chart("x", "T", [line], x_label="k", y_label="v")
+            found = re.findall(r"dasharray: ([\d.,]+)[^\"]*--series-1", svg)
+            return [float(length) for each in found for length in each.split(",")]
+
+        assert dashes(faint=True) == []
+        assert dashes(faint=True, dashed=True) == pytest.approx(
+            [length * 0.9 / 1.7 for length in dashes()]
+        )
+        assert len(dashes()) == 2
+
     def test_models_of_one_colour_differ_in_dash_and_marker(self) -> None:
         places = [0, 5, 10, 1, 6]
         lines = [Line(str(n), (1, 2), (n, n), model_style(n)) for n in places]

@@ -189,8 +189,9 @@ def _settled_most(points_N3: NDArray[np.float64]) -> float:
 def _curve_lines(curve: _Curve, axis: int) -> Iterator[Line]:
     """Yield a training's lines against characters (0) or seconds (1)."""
     for label, points_N3 in (("", curve.thin_N3), (curve.label, curve.main_N3)):
-        x, y = points_N3[:, axis].tolist(), points_N3[:, 2].tolist()
-        yield Line(label, x, y, curve.style, faint=points_N3 is curve.thin_N3)
+        x, y, is_thin = points_N3[:, axis], points_N3[:, 2], points_N3 is curve.thin_N3
+        # Dashed, as without hues nothing else says whose it is.
+        yield Line(label, x.tolist(), y.tolist(), curve.style, faint=is_thin, dashed=is_thin)
 
 
 def per(unit: str) -> str:

@@ -116,6 +116,8 @@ class Line:
     """Number of its colour, dash and marker, from 0."""
     faint: bool = False
     """Whether it only accompanies another line: thin and without markers."""
+    dashed: bool = False
+    """Whether it is dashed like its style although it is faint."""
     band: tuple[Sequence[float], Sequence[float]] | None = None
     """Lower and upper ends of the shaded band around it."""
 
@@ -431,11 +433,18 @@ def _inches(axes: Axes) -> tuple[float, float]:
     return axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi
 
 
-def _look(style: int, *, faint: bool = False) -> dict[str, Any]:
+def _line_look(line: Line) -> dict[str, Any]:
+    """Return the look of a line, as options for matplotlib."""
+    look = _look(line.style)
+    if not line.faint:
+        return look
+    dash = {"linestyle": look["linestyle"]} if line.dashed else {}
+    return {"color": look["color"], "linewidth": 0.9, "alpha": FAINT} | dash
+
+
+def _look(style: int) -> dict[str, Any]:
     """Return the look of a style's lines and markers, as options for matplotlib."""
     again, colour = divmod(style, STYLES)
-    if faint:
-        return {"color": SERIES[colour], "linewidth": 0.9, "alpha": FAINT}
     other = (colour + again) % STYLES
     return {
         "color": SERIES[colour],
@@ -448,7 +457,7 @@ def _look(style: int, *, faint: bool = False) -> dict[str, Any]:
 
 
 def _draw_line(axes: Axes, line: Line) -> None:
-    look = _look(line.style, faint=line.faint)
+    look = _line_look(line)
     if line.band is not None:
         axes.fill_between(line.x, *line.band, color=look["color"], alpha=0.16, linewidth=0)
     axes.plot(line.x, line.y, markevery=_marked(axes, line.x), **look)
@@ -516,7 +525,7 @@ def _label_ends(axes: Axes, lines: Sequence[Line]) -> None:
             Line2D(
                 np.array([0.08, 0.21, 0.34]) / width + 1, [y] * 3, markevery=[1],
                 transform=axes.transAxes, clip_on=False,
-                **_look(line.style, faint=line.faint),
+                **_line_look(line),
             )
         )  # fmt: skip
         axes.text(
