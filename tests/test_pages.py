@@ -598,5 +598,11 @@ class TestInABrowser:
             "return [...document.querySelectorAll('.scroll')].every("
             "e => e.scrollWidth <= document.documentElement.clientWidth)"
         )
+        ends = browser.execute_script(
+            """return [...document.querySelectorAll('.note + .scroll, .note + .tables')].map(
+              e => getComputedStyle(e.previousElementSibling).breakAfter)"""
+        )
+        assert {"avoid"} >= set(ends), "what explains a table is on its page"
+        assert bool(ends) == (name == "inspect")
         printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
         assert printed.startswith(b"%PDF")

@@ -366,7 +366,7 @@ code { font: .9rem var(--mono); }
   figure, .scroll, .text, tr { break-inside: avoid; }
   figure svg { max-height: 8.5in; }
   section { break-inside: auto; margin-top: 1.2rem; padding-top: .8rem; }
-  h2, h3 { break-after: avoid; }
+  h2, h3, .note:has(+ .scroll, + .tables) { break-after: avoid; }
   .panels.two { grid-template-columns: 1fr 1fr; }
   .scroll { overflow: visible; }
   table { font-size: 7.5pt; } th, td { padding-right: .6rem; white-space: normal; }
