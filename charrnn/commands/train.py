@@ -186,6 +186,9 @@ def train(
 
     Whatever you do not give is chosen by rule, from the size of the text, the device and the
     budget. What is chosen is shown, most of it before the first step.
+
+    On a terminal the progress is redrawn in place. With TERM=dumb before the command it comes line
+    by line instead, which suits a screen reader.
     """
     budget = recipe.given({"minutes": minutes, "epochs": epochs, "steps": steps})
     model = options.fields_given(context, ModelConfig, but=("cell",))
