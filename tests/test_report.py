@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -717,6 +718,38 @@ def test_no_model_has_the_grey_of_what_is_none(monkeypatch: pytest.MonkeyPatch) 
     for chart, times in ((positions, 1), (curves, 2)):
         found = [line.style for line in chart.call_args.args[2]]
         assert found == [n for n in (0, 1, 2, 3, 4, 6, 7) for _ in range(times)]
+
+
+@pytest.mark.parametrize(
+    ("names", "styles", "shared"),
+    [
+        (("a1", "b1", "a2", "c1", "b2", "a3"), [0, 1, 6, 2, 7, 12], True),
+        (("a1", "b1", "c1"), [0, 1, 2], False),
+        (("a1", "b1", "a1", "a2"), [0, 1, 0, 6], True),
+        (("a1", "a2", "b1", "c1", "d1", "e1", "f1"), [0, 1, 2, 3, 4, 6, 7], False),
+        (tuple(f"a{seed}" for seed in range(7)), [0, 1, 2, 3, 4, 6, 7], False),
+    ],
+)
+def test_seeds_share_a_colour_where_each_has_a_look(
+    names: Sequence[str], styles: Sequence[int], shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The letter is the settings, the digit the seed: up to 5 colours, each with 6 dashes."""
+    scores, positions, curves = (mock.Mock(return_value="") for _ in range(3))
+    monkeypatch.setattr("charrnn.views.report.dot_chart", scores)
+    monkeypatch.setattr("charrnn.views.report.line_chart", positions)
+    monkeypatch.setattr("charrnn.views.curves.line_chart", curves)
+    by_position = PositionScores(np.linspace(3, 2, 10), 7)
+    found = [
+        assessment(name, by_position=by_position, run=OfRun(int(name[1]), name[0], 5, False))
+        for name in names
+    ]
+    drawn = [portrait(f"m{n}", inspection=None, log=log(3 + n)) for n in range(len(names))]
+    text = assessment_page(found, drawn, "poem", ORIGIN)
+    (dots,) = scores.call_args.args[3]
+    assert list(dots.style) == styles
+    assert [line.style for line in positions.call_args.args[2]] == styles
+    assert [line.style for line in curves.call_args.args[2] if not line.faint] == styles
+    assert ("seeds of the same settings share a colour" in text) == shared
 
 
 def test_the_origin_names_program_and_machine() -> None:

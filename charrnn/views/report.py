@@ -20,6 +20,7 @@ from charrnn.analysis.flow import Reach
 from charrnn.config import InspectConfig
 from charrnn.inference.assessment import Assessment
 from charrnn.inference.evaluation import Scores
+from charrnn.inference.ranking import settings
 from charrnn.nats import in_bits
 from charrnn.runs.comparison import Comparison, RunResult
 from charrnn.runs.subject import remarks
@@ -27,7 +28,16 @@ from charrnn.text.files import EMBEDDED
 from charrnn.views import page
 from charrnn.views import score_words as words
 from charrnn.views.curves import LoggedRun, learning_section, other_texts, own_runs, per
-from charrnn.views.figures import PLAIN, Dots, Line, dot_chart, line_chart, model_style, spaced
+from charrnn.views.figures import (
+    PLAIN,
+    STYLES,
+    Dots,
+    Line,
+    dot_chart,
+    line_chart,
+    model_style,
+    spaced,
+)
 from charrnn.views.inside import inside_sections
 from charrnn.views.inspection_words import enough_says
 from charrnn.views.page import Origin
@@ -137,25 +147,30 @@ def assessment_page(
     units = [portrait.run.unit for portrait in portraits]
     differ = len({one.scores.characters for one in assessments}) > 1
     unit = "byte" if differ or "byte" in units else "character"
-    runs = own_runs(portraits)
+    runs, looks, shared = own_runs(portraits), *_looks(assessments)
     by_unit = {of: [run for run in runs if units[run.style] == of] for of in units}
     sections = [
         page.section(
             "Scores",
             page.figure(
-                [(f"Bits per {unit}", _score_chart(assessments, labels, unit))],
+                [(f"Bits per {unit}", _score_chart(assessments, labels, looks, unit))],
                 "What it takes to write the text down once the model is known, in bits per "
                 f"{unit}; further left is better."
-                + (" Per byte, since not all models count the same characters." if differ else ""),
+                + (" Per byte, since not all models count the same characters." if differ else "")
+                + (" In all figures seeds of the same settings share a colour." if shared else ""),
             ),
             page.table(words.assessment_lines(assessments), words=2),
             page.bullets(remarks(labels, [one.facts for one in assessments])),
             page.bullets(words.assessments_say(assessments, labels)),
             _training(portraits),
         ),
-        *(_positions(assessments, labels, units, of) for of in by_unit),
+        *(_positions(assessments, labels, looks, units, of) for of in by_unit),
         *(
-            learning_section(drawn, other_texts([portraits[run.style] for run in drawn]), of)
+            learning_section(
+                [run._replace(style=looks[run.style]) for run in drawn],
+                other_texts([portraits[run.style] for run in drawn]),
+                of,
+            )
             for of, drawn in by_unit.items()
         ),
         _samples(portraits),
@@ -164,6 +179,25 @@ def assessment_page(
     named = joined(labels, "and") if len(labels) <= MOST_NAMED else f"{len(labels)} checkpoints"
     lead = _assessment_lead(assessments, labels)
     return page.document("evaluate", f"Scores of {named}", lead, text, sections, origin)
+
+
+def _looks(assessments: Sequence[Assessment]) -> tuple[list[int], bool]:
+    """Return each model's number for ``model_style``, and whether seeds share a colour.
+
+    They do where that leaves each model a look of its own.
+    """
+    groups = [[model.checkpoint for model in setting.models] for setting in settings(assessments)]
+    of_seeds = {name for group in groups for name in group}
+    names = dict.fromkeys(one.checkpoint for one in assessments)
+    groups += [[name] for name in names if name not in of_seeds]
+    places = {name: place for place, name in enumerate(names)}
+    groups.sort(key=lambda group: min(places[name] for name in group))
+    if not of_seeds or len(groups) > PLAIN or max(map(len, groups)) > STYLES:
+        return [*range(len(assessments))], False
+    look = {
+        n: PLAIN * seed + colour for colour, of in enumerate(groups) for seed, n in enumerate(of)
+    }
+    return [look[one.checkpoint] for one in assessments], True
 
 
 def _assessment_lead(assessments: Sequence[Assessment], labels: Sequence[str]) -> str:
@@ -299,19 +333,22 @@ def _result_chart(comparison: Comparison, unit: str) -> str:
     )
 
 
-def _score_chart(assessments: Sequence[Assessment], labels: Sequence[str], unit: str) -> str:
+def _score_chart(
+    assessments: Sequence[Assessment], labels: Sequence[str], looks: Sequence[int], unit: str
+) -> str:
     """Return the chart of the bits that models and baselines need.
 
     Args:
         assessments: of the models.
         labels: the models' names.
+        looks: their numbers for ``model_style``.
         unit: "character" or "byte": what the bits are counted per.
     """
     by_byte, short = unit == "byte", shortened(labels)
     labels = [short[label] for label in labels]
     rows = [
-        (name, scores.bits_per_byte if by_byte else scores.bits_per_char, model_style(style))
-        for name, scores, style in _scored(assessments, labels)
+        (name, scores.bits_per_byte if by_byte else scores.bits_per_char, model_style(looks[place]))
+        for name, scores, place in _scored(assessments, labels)
     ]
     beside: dict[str, float] = {}
     for row in words.baseline_rows(assessments, labels):
@@ -331,20 +368,25 @@ def _score_chart(assessments: Sequence[Assessment], labels: Sequence[str], unit:
 
 
 def _positions(
-    assessments: Sequence[Assessment], labels: Sequence[str], units: Sequence[str], unit: str
+    assessments: Sequence[Assessment],
+    labels: Sequence[str],
+    looks: Sequence[int],
+    units: Sequence[str],
+    unit: str,
 ) -> str:
     """Return the section on the loss by position; an empty string if it was not asked for.
 
     Args:
         assessments: of the models.
         labels: the models' names.
+        looks: their numbers for ``model_style``.
         units: the symbols that each of them predicts.
         unit: "character" or "byte": only the models that predict those are shown.
     """
     measured = [
-        (style, label, one.by_position)
-        for style, (one, label) in enumerate(zip(assessments, labels, strict=True))
-        if one.by_position is not None and units[style] == unit
+        (look, label, one.by_position)
+        for one, label, look, its in zip(assessments, labels, looks, units, strict=True)
+        if one.by_position is not None and its == unit
     ]
     if not measured:
         return ""
@@ -353,8 +395,8 @@ def _positions(
         f"positions-{unit}",
         "Loss by position after a reset of the state",
         [
-            Line(short[label], *_grouped(scores.nats_T), model_style(style))
-            for style, label, scores in measured
+            Line(short[label], *_grouped(scores.nats_T), model_style(look))
+            for look, label, scores in measured
         ],
         x_label=f"{unit}s of context",
         y_label=f"nats per {unit}",
