@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from charrnn.analysis.stretch import Stretch, warmed, windows_at
-from charrnn.analysis.unrolled import KEEPERS, unroll_model
+from charrnn.analysis.unrolled import unroll_model
 from charrnn.config import ModelConfig, WeightsOrigin
 from charrnn.errors import UsageError
 from charrnn.inference.evaluation import WARM_UP
@@ -29,8 +29,6 @@ from charrnn.network.model import CharModel
 FARTHEST = 256
 #: Places of the text whose gradient is followed back, and how many at a time.
 PLACES, PLACES_AT_ONCE = 256, 32
-#: The gates that keep a state.
-_KEEPERS = frozenset(gate for of_cell in KEEPERS.values() for gate in of_cell.values())
 
 
 @dataclass(frozen=True)
@@ -164,6 +162,7 @@ def gradient_flow(
             sizes.setdefault(name, []).append(size_KB.numpy())
         slopes.append(squares_L * len(some_B) / len(at_B))
     slope_L = np.sqrt(np.sum(slopes, axis=0))
+    keepers = {gate for cell in model.layers() for gate in cell.keepers.values()}
     measured = [
         _reach(layer, state, np.concatenate(parts, axis=1))
         for (layer, state), parts in sizes.items()
@@ -174,8 +173,8 @@ def gradient_flow(
         spectral_radii=tuple(_spectral_radii(cell) for cell in model.layers()),
         tanh_slopes=tuple(None if math.isnan(slope) else float(slope) for slope in slope_L),
         places=len(at_B),
-        reaches=tuple(reach for reach in measured if reach.state not in _KEEPERS),
-        direct=tuple(reach for reach in measured if reach.state in _KEEPERS),
+        reaches=tuple(reach for reach in measured if reach.state not in keepers),
+        direct=tuple(reach for reach in measured if reach.state in keepers),
     )
 
 
@@ -212,7 +211,7 @@ def _follow(
         cell = model.layers()[number - 1]
         if isinstance(cell, RNN):
             sizes[number, "linear"] = _norms(_through_matrix(back[0], cell, farthest))
-        if gate := KEEPERS[type(cell)].get(name):
+        if gate := cell.keepers.get(name):
             sizes[number, gate] = _norms(_through_gate(back[0], layers[number - 1].gates[gate]))
     squares = [
         _square_slope(layer.states["h"]) if isinstance(cell, RNN) else math.nan
