@@ -153,6 +153,7 @@ def flow(weights: Any = "trained", **changes: Any) -> GradientFlow:
 def inspection(**changes: Any) -> Inspection:
     excess = tuple(2.0**-k for k in range(12))
     made = Inspection(
+        cell="lstm",
         characters=1234,
         step=None,
         gradient_flow=(flow(), flow("initial")),

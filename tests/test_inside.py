@@ -15,6 +15,7 @@ from charrnn.analysis.gradients import Truncation, Window
 from charrnn.analysis.inspection import Inspection
 from charrnn.analysis.memory import Memory
 from charrnn.analysis.norms import Clipping, Period
+from charrnn.config import CellName
 from charrnn.views.figures import STYLES, Dots, Line, Rule, in_colour_of
 from charrnn.views.inside import inside_sections
 from charrnn.views.inspection_words import COSTS_SAY, NORMS_SAY, ZERO_SAYS
@@ -38,8 +39,10 @@ class TestChartsOfTheInside:
         return found
 
     def show(self, *seen: Inspection | None, layers: int = 1) -> str:
-        run = replace(RUN, shape=replace(SHAPE, layers=layers))
-        drawn = [portrait(f"m{n}", inspection=one, run=run) for n, one in enumerate(seen)]
+        drawn = []
+        for n, one in enumerate(seen):
+            shape = replace(SHAPE, cell=one.cell if one else "gru", layers=layers)
+            drawn.append(portrait(f"m{n}", inspection=one, run=replace(RUN, shape=shape)))
         return "".join(inside_sections(drawn, "Seen."))
 
     def test_one_layer_of_each_model_is_drawn_beside_others(
@@ -47,16 +50,16 @@ class TestChartsOfTheInside:
     ) -> None:
         """It is the last one, without a plain RNN's "linear"; a model alone is drawn whole."""
 
-        def flows(*states: tuple[int, str]) -> Inspection:
+        def flows(cell: CellName, *states: tuple[int, str]) -> Inspection:
             reaches = (
                 Reach(layer, state, 1.0, (), (1.0, share, share / 2), 1, None, 1, None)
                 for share, (layer, state) in zip((0.5, 0.4, 0.3, 0.2), states, strict=True)
             )
             made = flow(reaches=tuple(reaches), spectral_radii=((1.0,), (1.1,)))
-            return inspection(gradient_flow=(made,))
+            return inspection(cell=cell, gradient_flow=(made,))
 
-        lstm = flows((1, "h"), (1, "c"), (2, "h"), (2, "c"))
-        plain = flows((1, "h"), (1, "linear"), (2, "h"), (2, "linear"))
+        lstm = flows("lstm", (1, "h"), (1, "c"), (2, "h"), (2, "c"))
+        plain = flows("rnn", (1, "h"), (1, "linear"), (2, "h"), (2, "linear"))
         roughly = "so c and h compare only roughly."
         assert [roughly in self.show(one, layers=2) for one in (lstm, plain)] == [True, False]
         linear = "Linear (in the table): through the recurrent matrix alone"

@@ -36,7 +36,7 @@ from charrnn.analysis.gradients import Cut, Truncation, cuts, truncation
 from charrnn.analysis.memory import Memory, memory
 from charrnn.analysis.norms import Clipping
 from charrnn.analysis.stretch import Stretch
-from charrnn.config import InspectConfig, TrainConfig, WeightsOrigin
+from charrnn.config import CellName, InspectConfig, TrainConfig, WeightsOrigin
 from charrnn.network.model import CharModel
 from charrnn.text.vocabulary import Vocabulary
 
@@ -48,6 +48,7 @@ class Inspection:
     Those not asked for are empty; ``clipping`` is there whenever a log's norms were given.
     """
 
+    cell: CellName
     characters: int
     """Length of the stretch."""
     step: Step | None
@@ -76,7 +77,7 @@ class Inspection:
         """
         return {
             "checkpoint": checkpoint,
-            "cell": model.config.cell,
+            "cell": self.cell,
             "layers": model.config.layers,
             "hidden": model.config.hidden,
             "parameters": model.parameter_count(),
@@ -149,6 +150,7 @@ def inspect(
         else None
     )
     return Inspection(
+        cell=model.config.cell,
         characters=len(stretch),
         step=step,
         gradient_flow=flows,

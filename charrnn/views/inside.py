@@ -81,7 +81,7 @@ def inside_sections(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
     if alone is not None and (step := alone.step):
         yield page.section(
             "The step",
-            page.note(words.step_says(step)),
+            page.note(words.step_says(step, alone.cell)),
             page.table(words.step_lines(step), words=3),
         )
     if flows := [(model, found.gradient_flow) for model, found in looked if found.gradient_flow]:
@@ -128,6 +128,7 @@ def _beside(figure: str, tables: str, measured: Measured[T]) -> str:
 def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
     first = flows[0][1][0]
     every = [flow for _, of_model in flows for flow in of_model]
+    cells = [model.portrait.run.shape.cell for model, _ in flows]
     linear = ""
     if any(reach.state == "linear" for flow in every for reach in flow.reaches):
         where = " (in the table)" if len(flows) > 1 else ""
@@ -143,7 +144,7 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
             f"along one that keeps rising, which is not drawn above {LOUDEST:,.0f}; what is too "
             "small for the axis, or zero, is at the bottom. Over the first few characters a "
             "line may rise because more paths lead back, through other layers or an LSTM's c."
-            f" {words.back_says(every)}{linear} {words.columns_say(every)} {seen}",
+            f" {words.back_says(cells)}{linear} {words.columns_say(every)} {seen}",
         ),
         _tables(words.gradient_flow_lines, flows, heads=3),
     )

@@ -23,6 +23,7 @@ from charrnn.analysis.gradients import Truncation
 from charrnn.analysis.inspection import Inspection
 from charrnn.analysis.memory import Memory
 from charrnn.analysis.norms import Clipping
+from charrnn.config import CellName
 from charrnn.views import inspection_words as words
 from charrnn.views.terminal import Output, columns_of, fits, fitted, plain_table, print_words
 from charrnn.wording import significant
@@ -53,9 +54,9 @@ def print_inspection(inspection: Inspection) -> None:
 def _sections(inspection: Inspection) -> Iterator[tuple[str, str, RenderableType]]:
     """Yield title, explanation and picture of each measurement."""
     if inspection.step is not None:
-        yield "The step", words.step_says(inspection.step), _step(inspection.step)
+        yield "The step", words.step_says(inspection.step, inspection.cell), _step(inspection.step)
     if flows := inspection.gradient_flow:
-        yield _gradient_flow(flows)
+        yield _gradient_flow(flows, inspection.cell)
     if inspection.memory is not None:
         yield "Memory", words.memory_says(inspection.memory), _memory(inspection.memory)
     if inspection.pace:
@@ -128,7 +129,9 @@ def _step(step: Step) -> RenderableType:
     return fitted(lines, 3, names=2)
 
 
-def _gradient_flow(flows: Sequence[GradientFlow]) -> tuple[str, str, RenderableType]:
+def _gradient_flow(
+    flows: Sequence[GradientFlow], cell: CellName
+) -> tuple[str, str, RenderableType]:
     """Return title, explanation and picture of the gradient flow."""
     reaches = [reach for flow in flows for reach in flow.rows]
     farthest = reaches[0].farthest
@@ -161,7 +164,7 @@ def _gradient_flow(flows: Sequence[GradientFlow]) -> tuple[str, str, RenderableT
         "Gradient flow",
         "What is left of the gradient of one character's loss k characters earlier "
         f"(medians of {flows[0].places} places), along each layer's states. "
-        f"{words.back_says(flows)}{plot} {words.columns_say(flows)}{linear}",
+        f"{words.back_says([cell])}{plot} {words.columns_say(flows)}{linear}",
         table,
     )
 

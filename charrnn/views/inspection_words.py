@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from charrnn.analysis.gradients import Cut, Truncation
 from charrnn.analysis.memory import Memory
 from charrnn.analysis.norms import Clipping
 from charrnn.analysis.properties import PROPERTIES
+from charrnn.config import CellName
 from charrnn.wording import counted, cut_word, is_drawn_onto, joined, printable, quoted, significant
 
 CUTS_SAY = (
@@ -35,30 +36,28 @@ COSTS_SAY = (
     "that never rises with k, as single ones scatter."
 )
 LINEAR_SAYS = "through the recurrent matrix alone, as if tanh had a slope of 1 everywhere."
-ROUGHLY_SAYS = "Each is relative to its own size at k = 0, so c and h compare only roughly."
 SLOPE_SAYS = (
     "Slope: root mean square of 1 - h². The initial recurrent matrix is orthogonal but for a "
     "factor, so within a layer each step back leaves about radius x slope."
 )
-#: How a gradient comes back through each cell, by the state that no other has; a GRU has h alone.
-BACK = {
-    "linear": "In a plain RNN each step back multiplies it by the slopes of tanh, 1 - h², and by "
+#: How a gradient comes back through each cell.
+BACK: dict[CellName, str] = {
+    "rnn": "In a plain RNN each step back multiplies it by the slopes of tanh, 1 - h², and by "
     "the recurrent matrix, transposed.",
-    "c": "In an LSTM the direct path back along c multiplies it by the forget gate at each step "
+    "lstm": "In an LSTM the direct path back along c multiplies it by the forget gate at each step "
     "(forget: by this path alone); every other path, and every one from h, passes a matrix of "
-    "weights.",
-    "h": "In a GRU the direct path back along h multiplies it by the update gate at each step "
+    "weights. Each is relative to its own size at k = 0, so c and h compare only roughly.",
+    "gru": "In a GRU the direct path back along h multiplies it by the update gate at each step "
     "(update: by this path alone); every other path passes a matrix of weights.",
 }
-#: What the letters in the equations of ``charrnn.analysis.equations`` stand for, by the name of a
-#: line that only this cell has.
-LETTERS = {
-    "a": "h: the state before the step; h': after it; W, U: weights of the input and of the state; "
-    "b: bias",
-    "c'": "h, c: state and memory before the step; h', c': after it; i, f, o: input, forget and "
+#: What the letters in the equations of ``charrnn.analysis.equations`` stand for.
+LETTERS: dict[CellName, str] = {
+    "rnn": "h: the state before the step; h': after it; W, U: weights of the input and of the "
+    "state; b: bias",
+    "lstm": "h, c: state and memory before the step; h', c': after it; i, f, o: input, forget and "
     "output gate; g: candidate; W, U: weights of the input and of the state; b: biases; "
     "σ: logistic function; ∘: product unit by unit",
-    "z": "h: the state before the step; h': after it; r, z: reset and update gate; n: candidate; "
+    "gru": "h: the state before the step; h': after it; r, z: reset and update gate; n: candidate; "
     "W, U: weights of the input and of the state; b, d: biases; σ: logistic function; ∘: product "
     "unit by unit",
 }
@@ -75,15 +74,13 @@ OPEN = {
 SURE = 4
 
 
-def step_says(step: Step) -> str:
+def step_says(step: Step, cell: CellName) -> str:
     """Say what is computed, and how closely it agrees with the model."""
-    names = {quantity.name for quantity in step.quantities}
     below = ", or h' of the layer below" if any(q.layer > 1 for q in step.quantities) else ""
-    of_cell = "".join(f"{letters}; " for name, letters in LETTERS.items() if name in names)
     return (
         "One step, computed by its equations from the checkpoint's weights in float64; it reads "
-        f"{quoted(step.read)}. e: the character's embedding{below}; {of_cell}V, v: the head's "
-        "weights and bias. In brackets: a layer's first units; for the logits y and the "
+        f"{quoted(step.read)}. e: the character's embedding{below}; {LETTERS[cell]}; V, v: the "
+        "head's weights and bias. In brackets: a layer's first units; for the logits y and the "
         "probabilities p, the likeliest next characters. "
         f"Over {step.characters:,} characters from the zero state, equations and model differ by "
         f"at most {step.logits_difference:.1e} in a logit, and by {step.state_difference:.1e} in a "
@@ -109,12 +106,9 @@ def step_lines(step: Step) -> list[list[str]]:
     return lines
 
 
-def back_says(flows: Iterable[GradientFlow]) -> str:
-    """Say how a gradient comes back through the cells that were measured."""
-    states = [{reach.state for reach in flow.reaches} for flow in flows]
-    has = {next(state for state in BACK if state in of_flow) for of_flow in states}
-    said = [words for state, words in BACK.items() if state in has]
-    return " ".join([*said, *([ROUGHLY_SAYS] if "c" in has else [])])
+def back_says(cells: Collection[CellName]) -> str:
+    """Say how a gradient comes back through cells, each once."""
+    return " ".join(words for cell, words in BACK.items() if cell in cells)
 
 
 def _have_slopes(flows: Iterable[GradientFlow]) -> bool:
