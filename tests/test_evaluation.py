@@ -283,7 +283,28 @@ class TestAfter:
         part = make_framed_part(tmp_path, make_text(101))
         found = assess("run", make_model().eval(), VOCABULARY, part, EvaluateConfig(after="zz"))
         assert found.to_dict()["after"] == {"text": "zz", "characters": 0, "nats_per_char": None}
-        assert list(assessments_say([found])) == ["run: 'zz' does not occur, or only at the end"]
+        assert list(assessments_say([found])) == [
+            "run: 'zz' does not occur: the text lacks 'z' x 2"
+        ]
+        wanted = EvaluateConfig(after="".join(map(chr, part.first(1).counts)) * 50)
+        found = assess("run", make_model().eval(), VOCABULARY, part, wanted)
+        assert list(assessments_say([found])) == [
+            f"run: {wanted.after!r} does not occur, or only at the end"
+        ]
+
+    def test_a_text_that_never_can_occur_is_explained(self, tmp_path: Path) -> None:
+        """It looks the same, but is in another Unicode normal form."""
+        path = tmp_path / "text"
+        path.write_text("né " * 20, encoding="utf-8")
+        corpus = scan([str(path)])
+        known = Vocabulary.from_counts(corpus.counts, "utf-8", 1)
+        model = make_model(vocabulary=known.size).eval()
+        found = assess("run", model, known, corpus.whole, EvaluateConfig(after="e\u0301"))
+        (said,) = assessments_say([found])
+        assert said.endswith(
+            r" does not occur: the text lacks 'e' x 1, '\u0301' x 1 (the text has it within 'é': "
+            "normal form NFC)"
+        )
 
 
 def test_one_lane_is_scored_where_the_score_is_to_be_exact(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from charrnn.nats import perplexity
 from charrnn.network.model import CharModel
 from charrnn.text.corpus import Part
 from charrnn.text.decoding import BYTES
-from charrnn.text.vocabulary import Vocabulary
+from charrnn.text.vocabulary import Vocabulary, listed
 from charrnn.wording import shown
 
 
@@ -39,6 +39,8 @@ class After:
     characters: int
     nats_per_char: float
     """Mean over them; NaN where the text never occurs."""
+    lacks: str = ""
+    """Where it never occurs: its characters that the scored text lacks, in words."""
 
 
 @dataclass(frozen=True)
@@ -236,7 +238,7 @@ class _Following:
         # On a command line, bytes that are not UTF-8 arrive as lone surrogates.
         encoded = text.encode("utf-8", "surrogateescape")
         symbols = encoded if part.corpus.encoding == BYTES else map(ord, text)
-        self._text, self._wanted = text, list(symbols)
+        self._text, self._part, self._wanted = text, part, list(symbols)
         self._codes = part.each_code()
         self._read = deque([next(self._codes)], maxlen=len(self._wanted))
         self._number, self._nats = 0, 0.0
@@ -250,5 +252,13 @@ class _Following:
             self._read.append(next(self._codes))
 
     def result(self) -> After:
-        mean = self._nats / self._number if self._number else math.nan
-        return After(self._text, self._number, mean)
+        if self._number:
+            return After(self._text, self._number, self._nats / self._number)
+        return After(self._text, 0, math.nan, self._lacking())
+
+    def _lacking(self) -> str:
+        if self._part.corpus.encoding == BYTES:
+            return ""
+        known = "".join(map(chr, self._part.counts))
+        lacking = Counter(character for character in self._text if character not in known)
+        return listed(lacking, known, "the text")

@@ -19,7 +19,6 @@ from charrnn.errors import NonFiniteError, VocabularyError
 from charrnn.inference.stepper import NumpyStepper, Stepper
 from charrnn.network.model import CharModel, Hidden, take_lanes
 from charrnn.text.vocabulary import UNKNOWN, Ids, Vocabulary, listed
-from charrnn.wording import quoted
 
 #: Characters of a prompt given to the model at a time.
 PROMPT_WINDOW = 1024
@@ -54,7 +53,7 @@ def prepare_prompt(
     missing = vocabulary.unknown_in(prompt)
     if not missing:
         return ids, None
-    shown = listed(missing)
+    shown = listed(missing, vocabulary.characters)
     if unknown == "error":
         raise VocabularyError(
             f"the model does not know these characters of the prompt: {shown}; "
@@ -77,7 +76,7 @@ def encode_stop(vocabulary: Vocabulary, stop: str | None) -> list[int] | None:
     if missing:
         raise VocabularyError(
             f"--stop {stop!r} can never be produced: the model does not know "
-            + ", ".join(map(quoted, missing))
+            + listed(missing, vocabulary.characters)
             + ": leave --stop out, or stop at characters that it knows"
         )
     ids: list[int] = vocabulary.encode(stop).tolist()

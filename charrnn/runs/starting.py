@@ -178,7 +178,7 @@ def _coverage(counts: Mapping[int, int], vocabulary: Vocabulary, path: Path) -> 
     unknown = vocabulary.unknown_among(counts)
     characters, lacking = sum(counts.values()), sum(unknown.values())
     percent = 10_000 * (characters - lacking) // characters / 100  # rounded down: 100.00 means all
-    lacks = f", and lacks {listed(unknown)}" if unknown else ""
+    lacks = f", and lacks {listed(unknown, vocabulary.characters)}" if unknown else ""
     advice = ""
     if lacking > MANY_UNKNOWN * characters:
         advice = "; it cannot learn to write those: a run without --init-from can"
@@ -271,12 +271,12 @@ def _unknown(valid_counts: Mapping[int, int], vocabulary: Vocabulary, trained: f
     unknown = vocabulary.unknown_among(valid_counts)
     if not unknown:
         return []
-    characters = sum(valid_counts.values())
+    characters, which = sum(valid_counts.values()), listed(unknown, vocabulary.characters)
     is_another = sum(unknown.values()) / characters > MANY_UNKNOWN >= trained
     return [
         f"the model does not know {sum(unknown.values()):,} of the "
         f"{counted(characters, 'character')} to predict in what is held out, and "
-        f"each is charged as the unknown symbol and spelled out: {listed(unknown)}"
+        f"each is charged as the unknown symbol and spelled out: {which}"
         + ("; hold out text like that trained on" if is_another else "")
     ]
 

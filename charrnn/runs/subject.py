@@ -126,7 +126,7 @@ class Subject:
         return (
             f"does not know {sum(unknown.values()):,} of the "
             f"{counted(predicted.characters, 'character')} scored, and each is charged as the "
-            f"unknown symbol and spelled out: {listed(unknown)}"
+            f"unknown symbol and spelled out: {listed(unknown, self.vocabulary.characters)}"
         )
 
     def facts(self, *, of_training: bool) -> list[str]:

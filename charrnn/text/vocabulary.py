@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from charrnn.text.decoding import BYTES, Codes, is_own_name
+from charrnn.text.lookalikes import remarks
 from charrnn.wording import quoted
 
 #: The id of the unknown symbol in every text vocabulary.
@@ -36,9 +37,6 @@ LISTED = 8
 #: Above this share, unknown characters are the main cause of a bad score.
 MANY_UNKNOWN = 0.1
 
-#: What an unknown carriage return means.
-_LINE_ENDS = " (the training text has other line ends)"
-
 #: How many code points can be characters: all but the surrogates.
 _UNICODE = 0x110000 - 0x800
 
@@ -46,15 +44,23 @@ _UNICODE = 0x110000 - 0x800
 Ids = NDArray[np.integer[Any]]
 
 
-def listed(unknown: Mapping[str, int]) -> str:
+def listed(unknown: Mapping[str, int], known: str = "", text: str = "the training text") -> str:
     """Return the first ``LISTED`` characters with their counts, in words.
 
     >>> listed({"é": 3, "Z": 1})
     "'é' x 3, 'Z' x 1"
+
+    Args:
+        unknown: character -> how often it occurs.
+        known: the characters of a text in which those are unknown, for what it has instead.
+        text: what to call it.
     """
+    shown = dict(list(unknown.items())[:LISTED])
+    instead = remarks(shown, known, text)
     words = [
-        f"{quoted(character)} x {count:,}" + _LINE_ENDS * (character == "\r")
-        for character, count in list(unknown.items())[:LISTED]
+        f"{quoted(character)} x {count:,}"
+        + (f" ({instead[character]})" if character in instead else "")
+        for character, count in shown.items()
     ]
     more = f" and {len(unknown) - LISTED:,} more" if len(unknown) > LISTED else ""
     return ", ".join(words) + more

@@ -234,7 +234,8 @@ def _together(names: Sequence[str], others: Collection[str]) -> str:
 def _after_says(one: Assessment, after: After) -> str:
     checkpoint, how = shown(one.checkpoint), " by dynamic evaluation" if one.dynamic else ""
     if not after.characters:
-        return f"{checkpoint}: {after.text!r} does not occur, or only at the end"
+        lacks = f": the text lacks {after.lacks}" if after.lacks else ", or only at the end"
+        return f"{checkpoint}: {after.text!r} does not occur{lacks}"
     # A number directly after right-to-left text would be displayed before it.
     return (
         f"{checkpoint}: after {after.text!r} a character costs {after.nats_per_char:.4f} nats{how} "

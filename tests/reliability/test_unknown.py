@@ -84,6 +84,16 @@ def test_a_stop_that_can_never_come(run: Path) -> None:
     assert "'né' can never be produced: the model does not know 'é'" in result.err
 
 
+def test_what_looks_the_same_is_explained(run: Path, promise: Promise) -> None:
+    """A no-break space, which word processors and web pages put in the place of a space."""
+    remark = r"'\xa0' x 1 (the training text has ' ' U+0020)"
+    for option in ("--prompt", "--stop"):
+        result = sample(run, option, "the\xa0mat")
+        assert (result.code, result.err.count("\n")) == (1, 1)
+        assert remark in result.err
+    promise("R13", "a look-alike of a known character: named with it", remark)
+
+
 def test_a_scored_text(run: Path, tmp_path: Path, promise: Promise) -> None:
     text = tmp_path / "text"
     text.write_text(PROMPT, encoding="utf-8")

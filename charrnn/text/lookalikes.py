@@ -1,0 +1,98 @@
+"""Why a text lacks a character that it seems to have: look-alikes and Unicode's normal forms.
+
+A character may look the same as another (’ and '), or be written as one code point or as several
+(é, or e and an accent), and a keyboard, a file name or a word processor chooses for the user.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+from charrnn.wording import is_drawn_onto, joined, quoted
+
+#: Characters that are typed for each other, beyond those that Unicode calls compatible: quotes,
+#: dashes, full stops, commas, and the letters yeh and kaf of Arabic and of Persian.
+_TYPED_FOR_EACH_OTHER = (
+    "'`\u2018\u2019\u201b\u02bc\u2032",
+    '"\u201c\u201d\u201e\u201f\u00ab\u00bb\u2033',
+    "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212",
+    ".\u3002",
+    ",\u3001\u060c",
+    "?\u061f",
+    "\u064a\u0649\u06cc",
+    "\u0643\u06a9",
+)
+_TYPED_FOR = {one: group[0] for group in _TYPED_FOR_EACH_OTHER for one in group}
+
+#: How many look-alikes a remark names.
+_SHOWN = 3
+#: Initial, medial and final letters of Korean, which are joined into syllables.
+_JAMO = frozenset(map(chr, range(0x1100, 0x1200)))
+#: The kind of the one remark that is not about what the text has.
+_BYTE = "byte"
+
+
+def remarks(lacking: Iterable[str], known: str, text: str = "the training text") -> dict[str, str]:
+    r"""Return what a text has in place of characters that it lacks, where it has something.
+
+    >>> for remark in remarks("'é", "e\u0301’").values():
+    ...     print(remark)
+    the training text has '’' U+2019
+    the training text has it as 'e' and '\u0301': normal form NFD
+
+    Args:
+        lacking: the characters that it lacks.
+        known: those that it has.
+        text: what the remark calls it.
+
+    Returns:
+        The character -> the remark. One on a normal form, on line ends or on bytes is made once,
+        with the first character that it is true of.
+    """
+    alike: dict[str, list[str]] = {}
+    for one in known:
+        alike.setdefault(_plainest(one), []).append(one)
+    found: dict[str, str] = {}
+    made: set[str] = set()
+    for one in lacking:
+        kind, words = _remark(one, known, alike)
+        if words and kind not in made:
+            found[one] = words if kind == _BYTE else f"{text} has {words}"
+            made.update({kind} - {""})
+    return found
+
+
+def _remark(character: str, known: str, alike: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+    """Return a remark's kind, "" if each character needs its own, and what the text has, or ""."""
+    if "\udc80" <= character <= "\udcff":
+        return _BYTE, "a byte that is not utf-8"
+    if character == "\r":
+        return "line ends", "other line ends"
+    if same := alike.get(_plainest(character)):
+        return "", joined([_named(one) for one in same[:_SHOWN]], "and")
+    for form in ("NFD", "NFKD"):
+        parts = unicodedata.normalize(form, character)
+        if len(parts) > 1 and set(parts) <= set(known):
+            words = f"it as {joined([*map(quoted, parts)], 'and')}"
+            return (form, f"{words}: normal form NFD") if form == "NFD" else ("", words)
+    if is_drawn_onto(character) or character in _JAMO:
+        for one in known:
+            parts = unicodedata.normalize("NFD", one)
+            if parts != one == unicodedata.normalize("NFC", one) and character in parts:
+                return "NFC", f"it within {quoted(one)}: normal form NFC"
+    return "", ""
+
+
+def _plainest(character: str) -> str:
+    """Return the same for characters that look alike, or that are the same digit."""
+    plain = unicodedata.normalize("NFKC", _TYPED_FOR.get(character, character))
+    plain = _TYPED_FOR.get(plain, plain)
+    digit = unicodedata.decimal(plain, None) if len(plain) == 1 else None
+    return plain if digit is None else str(digit)
+
+
+def _named(character: str) -> str:
+    """Return a character with its code point, as it may look like another."""
+    name = quoted(character)
+    return name if "\\" in name else f"{name} U+{ord(character):04X}"

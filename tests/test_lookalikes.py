@@ -1,0 +1,67 @@
+"""What a text has in place of a character that it lacks."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+
+from charrnn.text.lookalikes import remarks
+from charrnn.text.vocabulary import listed
+
+
+@pytest.mark.parametrize(
+    ("lacking", "known", "said"),
+    [
+        ("'", "’", "'’' U+2019"),
+        ('"', "“”", "'“' U+201C and '”' U+201D"),
+        ("-", "–", "'–' U+2013"),
+        ("\xa0", " ", "' ' U+0020"),
+        ("\u3000", " ", "' ' U+0020"),
+        ("2", "２", "'２' U+FF12"),
+        ("2", "\u0662", r"'\u0662'"),  # an Arabic digit, which would reverse what is around it
+        (",", "，", "'，' U+FF0C"),
+        ("\u06cc", "\u064a", r"'\u064a'"),  # the yeh of Persian and of Arabic
+        ("\u212b", "\xc5", "'Å' U+00C5"),  # the sign of the ångström
+        ("…", "a.", "it as '.', '.' and '.'"),
+        ("ﬁ", "fi", "it as 'f' and 'i'"),
+        ("\r", "\n", "other line ends"),
+    ],
+)
+def test_look_alikes_are_named_by_their_code_points(lacking: str, known: str, said: str) -> None:
+    assert remarks(lacking, known) == {lacking: f"the training text has {said}"}
+
+
+@pytest.mark.parametrize("word", ["é", "ấ", "한", "が", "й"])
+def test_the_normal_form_is_named(word: str) -> None:
+    """Each is one character in NFC and several in NFD, and looks the same."""
+    composed, decomposed = (unicodedata.normalize(form, word) for form in ("NFC", "NFD"))
+    (said,) = remarks(composed, decomposed).values()
+    assert said.startswith("the training text has it as ")
+    assert said.endswith(": normal form NFD")
+    lacking = decomposed if word == "한" else decomposed[1:]
+    ((first, said),) = remarks(lacking, composed + decomposed[0] * (word != "한")).items()
+    assert first == lacking[0]
+    assert said == f"the training text has it within '{composed}': normal form NFC"
+
+
+def test_a_normal_form_is_named_once() -> None:
+    composed = dict.fromkeys("éèê", 1)
+    decomposed = unicodedata.normalize("NFD", "éèê")
+    assert listed(composed, decomposed, "the text") == (
+        r"'é' x 1 (the text has it as 'e' and '\u0301': normal form NFD), 'è' x 1, 'ê' x 1"
+    )
+    assert listed(dict.fromkeys(decomposed[1::2], 1), "eéèê") == (
+        r"'\u0301' x 1 (the training text has it within 'é': normal form NFC), "
+        r"'\u0300' x 1, '\u0302' x 1"
+    )
+
+
+def test_nothing_is_said_of_other_characters() -> None:
+    """Another case or script is no look-alike; nor is an accent that no known letter has."""
+    assert remarks("Iß漢\u0302\u200d", "iıабé e") == {}
+
+
+def test_a_byte_that_is_not_utf_8() -> None:
+    """As it arrives from a command line, and is named by a surrogate."""
+    assert remarks("\udce9\udcff", "a") == {"\udce9": "a byte that is not utf-8"}
