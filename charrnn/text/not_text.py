@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from charrnn.text.decoding import Codes, Decoder, State, byte_order_mark
 from charrnn.text.files import NotTextError
 from charrnn.wording import counted, shown
 
+#: Bytes read at a time to count lines.
+_BLOCK = 1 << 20
 #: The first bytes of files that these programs have compressed.
 COMPRESSED = {
     "gzip": b"\x1f\x8b",
@@ -29,6 +32,8 @@ _PACKED = (
 
 #: What to do about a text in an unknown encoding.
 _OTHERWISE = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use --encoding bytes"
+#: What to do about a file that has NULs.
+_BINARY = "use --encoding bytes, or utf-16-le or utf-16-be if it is that"
 
 
 def packed(head: bytes) -> tuple[str, str] | None:
@@ -83,8 +88,7 @@ def with_nul(path: Path, encoding: str, codes: Codes, head: bytes) -> NotTextErr
     if refusal := _refuse_packed(path, head):
         return refusal
     before = counted(int(codes.argmin()), "character")
-    otherwise = "use --encoding bytes, or utf-16-le or utf-16-be if it is that"
-    advice = _by_its_mark(head, encoding) or otherwise
+    advice = _by_its_mark(head, encoding) or _BINARY
     return NotTextError(f"{shown(path)} looks binary, with a NUL after {before}: {advice}")
 
 
@@ -117,11 +121,19 @@ def _not_text(
     path: Path, encoding: str, error: UnicodeError, offset: int, head: bytes
 ) -> NotTextError:
     """Say where decoding failed; ``offset`` is that of the first byte the decoder was given."""
-    where = f" at byte {offset + error.start:,}" if isinstance(error, UnicodeDecodeError) else ""
-    why = f" ({error.reason})" if isinstance(error, UnicodeDecodeError) else ""
+    where = why = ""
+    is_binary = False
+    if isinstance(error, UnicodeDecodeError):
+        where, why = f" at byte {offset + error.start:,}", f" ({error.reason})"
+        # Only the first block, as for files that can be decoded.
+        is_binary = offset == 0 and b"\0" in error.object and _has_lines(encoding)
+        if not is_binary:
+            where += _in_line(path, offset + error.start, encoding)
     advice = _OTHERWISE
     if said := _by_its_mark(head, encoding):
         advice = said
+    elif is_binary:
+        advice = f"it looks binary, with NULs: {_BINARY}"
     elif encoding == "utf-8" and isinstance(error, UnicodeDecodeError) and _has_utf_8(error):
         advice = (
             "up to there it is, so it may be damaged, and iconv -c -f utf-8 -t utf-8 <FILE >NEW "
@@ -131,6 +143,22 @@ def _not_text(
         why = " (no byte order mark)"
         advice = f"use --encoding {encoding}-le or {encoding}-be, or another one's name, or bytes"
     return NotTextError(f"{shown(path)} is not {encoding} text{where}{why}: {advice}")
+
+
+def _has_lines(encoding: str) -> bool:
+    """Whether a line feed is the byte that it is in ASCII; in utf-16 and utf-32 it is not."""
+    return "\n".encode(encoding) == b"\n"
+
+
+def _in_line(path: Path, offset: int, encoding: str) -> str:
+    """Return in which line a byte is, for an editor; "" in the first one, or if none can tell."""
+    if not _has_lines(encoding):
+        return ""
+    line, left = 1, offset
+    with suppress(OSError), path.open("rb") as stream:
+        while left and (data := stream.read(min(left, _BLOCK))):
+            line, left = line + data.count(b"\n"), left - len(data)
+    return f", in line {line:,}" if line > 1 and not left else ""
 
 
 def _has_utf_8(error: UnicodeDecodeError) -> bool:
