@@ -558,6 +558,18 @@ class TestBadInput:
             stopped_by(error)
 
 
+@pytest.mark.parametrize("option", [["sample", "r", "--prompt"], ["train"], ["inspect"]])
+def test_a_word_that_the_locale_cannot_write(cli: Cli, option: list[str]) -> None:
+    """As a C1 control character in a locale of EUC, here stood for by a lone surrogate."""
+    result = cli(*option, "caf\ud800")
+    assert (result.code, result.out, result.err) == (
+        2,
+        "",
+        r"charrnn: caf\ud800 cannot be written in this locale's encoding, utf-8: set LC_ALL to one "
+        "of utf-8, such as C.UTF-8\n",
+    )
+
+
 @pytest.mark.slow
 def test_where_the_locale_is_ascii(cli: Cli, tmp_path: Path) -> None:
     """Texts are still utf-8 and paths still bytes, whether typed, piped or in files."""

@@ -18,7 +18,7 @@ import typer
 
 from charrnn.commands.stdio import say
 from charrnn.commands.stopping import Stopped
-from charrnn.errors import CharrnnError
+from charrnn.errors import CharrnnError, UsageError
 from charrnn.wording import reason, shown
 
 #: What typer says -> what charrnn's other messages say.
@@ -43,6 +43,7 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
         is_ascii = codecs.lookup(sys.stdout.encoding or "utf-8").name == "ascii"
         encoding = "utf-8" if is_ascii and not sys.stdout.isatty() else None
         sys.stdout.reconfigure(encoding=encoding, errors="replace")  # type: ignore[union-attr]
+        _refuse_unencodable(arguments)
         command = typer.main.get_command(app)
         # Not app(): that would handle a closed pipe itself, with exit code 1.
         try:
@@ -97,6 +98,23 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
             )
         return _fail(_noted(message, error), 1)
     return result if isinstance(result, int) else 0
+
+
+def _refuse_unencodable(arguments: Sequence[str]) -> None:
+    """Refuse words that Python cannot turn back into the bytes that the shell has passed.
+
+    It reads them by the C library and writes them by its own codec, which may know fewer
+    characters: C1 control characters in EUC, for example, where a terminal sends utf-8. No file
+    of such a name can be opened.
+    """
+    for word in arguments:
+        try:
+            os.fsencode(word)
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"{shown(word)} cannot be written in this locale's encoding, "
+                f"{sys.getfilesystemencoding()}: set LC_ALL to one of utf-8, such as C.UTF-8"
+            ) from None
 
 
 def refused(error: OSError) -> str:
