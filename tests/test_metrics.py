@@ -77,6 +77,31 @@ def test_a_last_line_that_was_cut_off_is_removed(
     assert path.read_bytes() == after + b'{"step":2}\n'
 
 
+def test_opening_a_long_log_reads_only_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = b'{"step":1}\n'
+    (tmp_path / LOG).write_bytes(100_000 * line + b'{"st')
+    read: list[int] = []
+
+    def pread(fd: int, length: int, offset: int, pread: Any = os.pread) -> bytes:
+        read.append(length)
+        content: bytes = pread(fd, length, offset)
+        return content
+
+    monkeypatch.setattr(os, "pread", pread)
+    Log(tmp_path).close()
+    assert (tmp_path / LOG).stat().st_size == 100_000 * len(line)
+    assert 0 < sum(read) < 100_000
+
+
+def test_rows_share_the_names_of_their_values(tmp_path: Path) -> None:
+    """A log of many rows would otherwise take several times the memory."""
+    (tmp_path / LOG).write_bytes(b'{"step":1}\n{"step":2}\n')
+    one, two = (next(iter(row)) for row in read_metrics(tmp_path / LOG))
+    assert one is two
+
+
 def test_rewinding_drops_later_rows_and_what_is_no_row(log: Log, tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         log.append({"step": step})

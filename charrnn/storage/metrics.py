@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from charrnn.wording import shown
 
 #: Above every finite float32, which training computes with: no number in a row is as large.
 LARGEST = 1e39
+
+#: Bytes read at a time to find the end of the last complete line.
+_BLOCK = 1 << 16
 
 
 class Log:
@@ -112,21 +116,22 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         RunFolderError: it cannot be read, or a line is not a valid row.
     """
-    with refusals(path, "cannot read"):
-        content = path.read_bytes()
-    # An incomplete last line, left by a crash or just being written, does not count.
-    lines = content[: content.rfind(b"\n") + 1].splitlines()
-    rows = []
+    rows: list[dict[str, Any]] = []
     updated = 0
-    for number, line in enumerate(lines, start=1):
-        row = _row(line)
-        if row is None or not _is_sound(row, updated):
-            raise RunFolderError(
-                f"{shown(path)}: line {number} is not a row of a run's log: remove the line"
-            )
-        if "gradient_norm" in row:
-            updated = row["step"]
-        rows.append(row)
+    with refusals(path, "cannot read"), path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            # An incomplete last line, left by a crash or just being written, does not count.
+            if not line.endswith(b"\n"):
+                break
+            row = _row(line)
+            if row is None or not _is_sound(row, updated):
+                raise RunFolderError(
+                    f"{shown(path)}: line {number} is not a row of a run's log: remove the line"
+                )
+            if "gradient_norm" in row:
+                updated = row["step"]
+            # A long log has millions of names, and only some ten different ones.
+            rows.append({sys.intern(name): value for name, value in row.items()})
     return rows
 
 
@@ -143,11 +148,16 @@ def read_log(run: Path) -> list[dict[str, Any]]:
 
 
 def _remove_cut_line(fd: int) -> None:
-    """Truncate a newly opened file to the end of its last complete line."""
-    with os.fdopen(fd, "rb", closefd=False) as file:
-        content = file.read()
-    if (end := content.rfind(b"\n") + 1) < len(content):
-        os.ftruncate(fd, end)
+    """Truncate a file to the end of its last complete line; only what is beyond that is read."""
+    size = end = os.fstat(fd).st_size
+    complete = 0
+    while end > 0 and not complete:
+        start = max(0, end - _BLOCK)
+        if found := os.pread(fd, end - start, start).rfind(b"\n") + 1:
+            complete = start + found
+        end = start
+    if complete < size:
+        os.ftruncate(fd, complete)
 
 
 def _belongs(row: dict[str, Any], step: int, logged: bool, validated: bool) -> bool:
