@@ -6,11 +6,13 @@ import random
 import sysconfig
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from charrnn.errors import CorpusError
 from charrnn.layout import PLAN
+from charrnn.text import files
 from charrnn.text.files import (
     absolute_names,
     embedded_corpus,
@@ -290,6 +292,17 @@ class TestFindFiles:
             CorpusError, match=r"the pattern run/\*: run: left out \(written by a run"
         ):
             find_files(["run/*"])
+
+    def test_what_surrounds_a_folder_is_looked_up_once_for_all_files_in_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for number in range(30):
+            write(tmp_path / f"deep/er/{number}.txt", "text")
+        looked_up = mock.Mock(wraps=files._folders)
+        monkeypatch.setattr(files, "_folders", looked_up)
+        assert len(find_files([f"{tmp_path}/**/*.txt"]).files) == 30
+        assert text_within([str(tmp_path)], tmp_path.parent) is None
+        assert looked_up.call_count == 2
 
     def test_patterns(self, folder: Path) -> None:
         assert self.names(folder, f"{folder}/*.txt") == ["a.txt", "b.txt"]

@@ -169,12 +169,17 @@ def _outside_runs(pattern: str, matches: list[Path], notes: list[str]) -> list[P
     """Return a pattern's matches, without those in a run's folder at or below its fixed part."""
     fixed = _fixed(Path(pattern))
     is_run = cache(_is_run)
+
+    @cache  # a folder may have many matches
+    def run_around(folder: Path) -> Path | None:
+        # The note names the outermost, which includes the others.
+        return next((one for one in reversed(_folders(fixed, folder)) if is_run(one)), None)
+
     runs: set[Path] = set()
     outside = []
     for match in matches:
-        # The note names the outermost, which includes the others.
-        if own := [folder for folder in _folders(fixed, match) if is_run(folder)]:
-            runs.add(own[-1])
+        if (run := run_around(match.parent)) is not None:
+            runs.add(run)
         else:
             outside.append(match)
     _note_runs(runs, notes)
@@ -186,9 +191,10 @@ def _fixed(pattern: Path) -> Path:
     return Path(*itertools.takewhile(lambda part: not glob.has_magic(part), pattern.parts))
 
 
-def _folders(fixed: Path, path: Path) -> list[Path]:
-    """Return the folders that contain a path, from the innermost up to ``fixed``."""
-    return [folder for folder in path.parents if folder == fixed or fixed in folder.parents]
+def _folders(fixed: Path, innermost: Path) -> list[Path]:
+    """Return a folder and those around it, up to ``fixed``; none if it is not in there."""
+    around = [innermost, *innermost.parents]
+    return around[: around.index(fixed) + 1] if fixed in around else []
 
 
 def text_within(texts: Sequence[str], folder: Path) -> Path | None:
@@ -204,11 +210,16 @@ def text_within(texts: Sequence[str], folder: Path) -> Path | None:
     if not folder.is_dir():
         return None
     is_it = cache(folder.samefile)
+
+    @cache  # a folder may have many files
+    def is_within(fixed: Path, innermost: Path) -> bool:
+        return any(map(is_it, _folders(fixed, innermost)))
+
     for name in texts:
         fixed, _ = _looked_in(name)
         for path, status in _files_of(name, [])[0]:
             # Leaving out an empty file changes nothing.
-            if status.st_size > 0 and any(map(is_it, _folders(fixed, path))):
+            if status.st_size > 0 and is_within(fixed, path.parent):
                 return path
     return None
 
@@ -257,7 +268,7 @@ def _may_find(name: str, new: Path) -> bool:
     return any(
         folder in place.parents
         and _may_match(place.relative_to(folder).parts, pattern)
-        and not any(map(_is_run, _folders(folder, place)))
+        and not any(map(_is_run, _folders(folder, place.parent)))
         for folder in folders
         for place in places
     )
