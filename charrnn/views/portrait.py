@@ -9,7 +9,7 @@ import copy
 import itertools
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -43,6 +43,8 @@ from charrnn.wording import printable, shown
 
 #: A row of ``metrics.jsonl``.
 Row = Mapping[str, Any]
+#: Returns the rows of the log in a run's folder.
+ReadLog = Callable[[Path], Sequence[Row]]
 
 #: How every model's sample is drawn, from an empty prompt.
 SAMPLE = SampleConfig(length=600, temperature=0.8, seed=1)
@@ -82,6 +84,7 @@ def portray(
     part: Part,
     inspection: Inspection | None = None,
     validated_on: frozenset[object] = frozenset(),
+    read: ReadLog = read_log,
 ) -> Portrait:
     """Make a model's portrait.
 
@@ -93,6 +96,7 @@ def portray(
         part: the text whose beginning is priced; at least 2 characters.
         inspection: the model's, if any.
         validated_on: identifies the text that the losses in the log are on.
+        read: reads the log.
 
     Raises:
         CheckpointError: the checkpoint does not say how it was trained.
@@ -123,7 +127,7 @@ def portray(
         raise NonFiniteError(f"{name}: {error}") from error
     return Portrait(
         label=label,
-        log=tuple(read_log(checkpoint.folder)),
+        log=tuple(read(checkpoint.folder)),
         run=summary_of(checkpoint, model, vocabulary),
         sample=vocabulary.decode([symbol for _, symbol in pieces]),
         excerpt=tuple(excerpt[:EXCERPT]),
@@ -187,11 +191,16 @@ def _numbered(names: Iterable[str]) -> list[str]:
     return found
 
 
+def _whole_log(run: Path) -> tuple[Row, ...]:
+    return tuple(read_log(run))
+
+
 def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
     """Make the portraits of several models, each on its own text.
 
     Errors are those of ``portray``.
     """
+    read_once = cache(_whole_log)  # for all checkpoints of a run
     return [
         portray(
             label,
@@ -205,6 +214,7 @@ def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
                     or (subject.trained_on.fingerprint, subject.trained_on.train)
                 ]
             ),
+            read=read_once,
         )
         for label, subject in zip(labels([s.path for s in subjects]), subjects, strict=True)
     ]
@@ -230,7 +240,7 @@ def portray_inspected(
 
 def portray_comparison(
     comparison: Comparison,
-) -> tuple[list[Portrait], list[tuple[RunResult, tuple[Row, ...]]]]:
+) -> tuple[list[Portrait], list[tuple[RunResult, Sequence[Row]]]]:
     """Make the portrait of each cell's best run, inspected on what the cells are compared on.
 
     This runs on the CPU, where ``charrnn inspect`` and ``charrnn sample`` give the same by default.
@@ -244,19 +254,22 @@ def portray_comparison(
     Raises:
         CharrnnError: a checkpoint, a log or the text is no longer usable.
     """
-    plan, portraits, scan_once = comparison.plan, [], cache(scan)
+    plan, portraits = comparison.plan, []
+    scan_once, read_once = cache(scan), cache(_whole_log)
     for cell in comparison.cells:
         model, vocabulary, checkpoint = load_model(_scored(cell.best), torch.device("cpu"))
         part = recorded_part(
             checkpoint, plan.compared_on, read=scan_once, moved=plan.compared_texts
         )
-        inspection = _inspect_end(checkpoint, model, vocabulary, part)
+        inspection = _inspect_end(checkpoint, model, vocabulary, part, read_once)
         # Runs may validate on different amounts of the text, as that depends on their speed.
         on = frozenset(validated_on(read_description(_scored(run))) for run in cell.runs)
         name = cell.cell.upper()
-        portraits.append(portray(name, checkpoint, model, vocabulary, part, inspection, on))
+        portraits.append(
+            portray(name, checkpoint, model, vocabulary, part, inspection, on, read_once)
+        )
     runs = [run for cell in comparison.cells for run in cell.runs]
-    return portraits, [(run, tuple(read_log(Path(run.run)))) for run in runs]
+    return portraits, [(run, read_once(Path(run.run))) for run in runs]
 
 
 def _scored(run: RunResult) -> Path:
@@ -265,7 +278,7 @@ def _scored(run: RunResult) -> Path:
 
 
 def _inspect_end(
-    checkpoint: Checkpoint, model: CharModel, vocabulary: Vocabulary, part: Part
+    checkpoint: Checkpoint, model: CharModel, vocabulary: Vocabulary, part: Part, read: ReadLog
 ) -> Inspection | None:
     """Inspect a model on the end of a part; return None if the part is too short."""
     if part.characters < LEAST_CHARACTERS:
@@ -273,5 +286,5 @@ def _inspect_end(
     config = InspectConfig(only=("flow", "memory", "gates", "units"))
     stretch = read_stretch(part.last(config.characters), vocabulary)
     training = checkpoint.record("training", TrainConfig)
-    history = clipping(read_log(checkpoint.folder), training)
+    history = clipping(read(checkpoint.folder), training)
     return inspect(model, stretch, vocabulary, config, training, history=history)
