@@ -9,6 +9,7 @@ import json
 import math
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from charrnn.inference.ranking import FEWEST_BLOCKS
 from charrnn.runs.subject import load_subjects
 from charrnn.storage.checkpoint import load, read_description, save
 from charrnn.storage.trained import load_model
-from charrnn.text.corpus import Corpus
+from charrnn.text.corpus import Corpus, _count
+from charrnn.text.files import _files_of
 from charrnn.text.scanning import _scan_file, scan
 from tests.conftest import (
     GOLDEN_DATA,
@@ -104,6 +106,37 @@ class TestEvaluate:
         assert read == [folder / "a.txt", folder / "b.bin"]
         first, second = (row["characters"] for row in json.loads(result.out))
         assert first == second == (899 if "--text" in options else 89)
+
+    def test_more_models_take_no_more_looks_at_their_text(
+        self, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its characters are counted once, and its folder is searched as often as for one."""
+        folder, run = tmp_path / "texts", tmp_path / "run"
+        folder.mkdir()
+        (folder / "a.txt").write_text(make_prose(900))
+        assert cli("train", folder, "--run", run, *QUICK).code == 0
+        page = tmp_path / "page.html"
+        page.touch()
+        looks: list[str] = []
+
+        def looking(name: str, wrapped: Callable[..., Any]) -> Callable[..., Any]:
+            def look(*given: Any) -> Any:
+                looks.append(name)
+                return wrapped(*given)
+
+            return look
+
+        monkeypatch.setattr("charrnn.text.corpus._count", looking("count", _count))
+        monkeypatch.setattr("charrnn.text.files._files_of", looking("search", _files_of))
+        found = []
+        for names in (("best",), ("best", "last")):
+            looks.clear()
+            models = [run / f"{name}.safetensors" for name in names]
+            assert cli("evaluate", *models, "--part", "valid", "--report", page).code == 0
+            found.append(looks.copy())
+        assert "count" in found[0]
+        assert "search" in found[0]
+        assert found[0] == found[1]
 
     def test_a_part_of_the_text_that_the_model_was_trained_on(
         self, cli: Cli, trained: Path, prose: Path, tmp_path: Path

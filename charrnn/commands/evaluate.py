@@ -151,10 +151,12 @@ def evaluate(
             if subject.part.characters < 2:
                 name = shown(source if text else subject.path)
                 raise CorpusError(f"{name}: a text to score needs at least 2 characters")
-        for subject in subjects:
-            sources, read = subject.sources(), (*source.texts, *subject.texts)
-            refuse_overwriting("--report", report, sources, read)
-            refuse_overwriting("--per-char", per_char, sources, read)
+        for flag, path in {"--report": report, "--per-char": per_char}.items():
+            if path is not None:
+                sources = {file: what for one in subjects for file, what in one.sources().items()}
+                # Each name once: a folder of many files takes long to look through.
+                read = dict.fromkeys([*source.texts, *(n for one in subjects for n in one.texts)])
+                refuse_overwriting(flag, path, sources, [*read])
         facts = [subject.facts(of_training=part == "train") for subject in subjects]
         origins = [subject.origin(source) if as_json else {} for subject in subjects]
         for line in remarks([shown(subject.path) for subject in subjects], facts):

@@ -69,8 +69,8 @@ def refuse_overwriting(
         return
     if path.exists() and os.path.samestat(path.stat(), os.fstat(1)):
         raise UsageError(f"{flag} {shown(path)} is where the results go: give another file")
-    for source, what in sources.items():
-        if path.exists() and source.exists() and path.samefile(source):
+    for source, what in sources.items() if path.exists() else ():
+        if source.exists() and path.samefile(source):
             raise UsageError(f"{flag} {shown(path)} would overwrite {what}: give another file")
     if (text := takes_in(texts, path)) is not None:
         would = "would change" if path.exists() else "may become part of"

@@ -272,6 +272,7 @@ def load_subjects(
     texts = tuple(readable(source.texts, spooled))
     all_of_bytes = all(vocabulary.is_bytes for _, _, vocabulary, _ in models)
     subjects: list[Subject] = []
+    parts: dict[tuple[int, int, int], Part] = {}
     for path, model, vocabulary, checkpoint in models:
         trained_on = checkpoint.record("text", TextRecord)
         if source.part is not None:
@@ -283,6 +284,8 @@ def load_subjects(
                 refuse_other_symbols(source.encoding, vocabulary, shown(path))
                 read_as = source.encoding
             part = scan_once(texts, read_as).whole
+        # The same object for all models, so that its characters are counted once.
+        part = parts.setdefault((id(part.corpus), part.start, part.stop), part)
         subjects.append(Subject(path, model, vocabulary, checkpoint, trained_on, part))
     for note in dict.fromkeys(note for one in subjects for note in one.part.corpus.notes):
         tell(note.replace(str(spooled), "standard input") if spooled else note)

@@ -481,4 +481,4 @@ def files_of_run(checkpoint: Path) -> list[Path]:
     """Return a checkpoint's file and its run's files beside it; some may not exist."""
     folder = checkpoint.parent
     others = [folder / name for name in (LOG, RESULT, LOCK)]
-    return [checkpoint, *sorted(folder.glob("*.safetensors")), *others]
+    return [checkpoint, *folder.glob("*.safetensors"), *others]
