@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from charrnn.analysis.activity import ALWAYS, KEPT_OVER, NEARLY_CLOSED, NEARLY_OPEN
-from charrnn.views.figures import Line, Rule, line_chart
+from charrnn.views.figures import Line, Rule, in_colour_of, line_chart
 from charrnn.wording import counted, joined
 from lesson.gradients import flow, shares_left
 from lesson.lab import Lab
@@ -38,6 +38,8 @@ NEARER, LAG = 10, 50
 REST, FARTHER = 0.01, 2.0
 #: The cells whose h is compared with the LSTM's c.
 BESIDE = {"rnn": "the plain RNN's h", "lstm": "its own h"}
+#: The gates by which alone a gradient is followed, too, and the state that each keeps.
+KEPT = {"forget": "c", "update": "h"}
 #: Lag-1 autocorrelation above which a unit changes slowly: at 0.9 the root mean square change per
 #: step is 0.45 standard deviations, at 0.5 a whole one.
 SLOW = 0.9
@@ -479,6 +481,13 @@ def along(lab: Lab) -> Section:
         for reach in model["reaches"]
         if model["scaled_to"] is None and reach["state"] != "linear"
     }
+    flows |= {
+        ("trained", cell, reach["state"]): reach
+        for cell, one in found.items()
+        for model in one["gradient_flow"]
+        for reach in model["direct"]
+        if (model["weights"], model["scaled_to"]) == ("trained", None)
+    }
     medians = {key: shares_left(reach, "median") for key, reach in flows.items()}
     reaches, by_mean = (
         {key: Horizon.of(reach, by) for key, reach in flows.items()}
@@ -501,23 +510,25 @@ def along(lab: Lab) -> Section:
         claim="The memory changes slowly and its gradient does not pass through the recurrent "
         "weights, so gradients reach far back.",
         why=f"""
-Along the memory line alone, `dc_t/dc_{{t-k}}` is the product of `k` forget gates: no matrix and
-no tanh. Each factor is near 1 while its gate is open, but their product is not: gates at
+Along the memory line alone, `dc_t/dc_{{t-k}}` is the product of `k` forget gates: no matrix and no
+tanh. Each factor is near 1 while its gate is open, but their product is not: gates at
 {NEARLY_OPEN:g} leave {percent(NEARLY_OPEN**NEARER)} after {NEARER} characters and
-{percent(NEARLY_OPEN**LAG)} after {LAG}. Along the `h` of a plain RNN or an LSTM a gradient has
-to pass the matrix at every step; a GRU's `h` also has the term `z ∘ h`, which passes no matrix. The
+{percent(NEARLY_OPEN**LAG)} after {LAG}. Along the `h` of a plain RNN or an LSTM a gradient has to
+pass the matrix at every step; a GRU's `h` also has the term `z ∘ h`, which passes no matrix. The
 shares are of total derivatives, so they include all other paths back (from an LSTM's h into c, and
-on along that). Each is relative to its own size at lag 0, so those of c and h compare only roughly.
-The lag from which on less than {percent(REST)} is left, in the median over {places} places of the
-text, is called a state's reach here; beside it stands the lag for the mean, which a few places can
-dominate. {percent(REST)} is a convention, not a limit to what can be learned. What the model uses
-is "context needed": how many characters after a reset of the state its loss comes within
-{tolerance:g} nats of that with the state carried on; in brackets, what one standard error of the
-loss allows. It includes what it takes to leave the zero state, which training hardly sees. How
-slowly a unit changes is told by its correlation `r` with its own value one character earlier: a
-step changes it by `√(2 (1 - r))` standard deviations, root mean square. It is slow if `r` is above
-{SLOW:g}, which makes that {_change(SLOW):.2f}. "Kept" is the product of {KEPT_OVER} successive
-values of the state's gate, forget or update: mean and median over units and characters.
+on along that); "alone" is the gradient at lag 0 times the values of the state's gate at the `k`
+steps, unit by unit: the path that passes no matrix. Each is relative to its own size at lag 0, so
+those of c and h compare only roughly. The lag from which on less than {percent(REST)} is left, in
+the median over {places} places of the text, is called a state's reach here; beside it stands the
+lag for the mean, which a few places can dominate. {percent(REST)} is a convention, not a limit to
+what can be learned. What the model uses is "context needed": how many characters after a reset of
+the state its loss comes within {tolerance:g} nats of that with the state carried on; in brackets,
+what one standard error of the loss allows. It includes what it takes to leave the zero state, which
+training hardly sees. How slowly a unit changes is told by its correlation `r` with its own value
+one character earlier: a step changes it by `√(2 (1 - r))` standard deviations, root mean square. It
+is slow if `r` is above {SLOW:g}, which makes that {_change(SLOW):.2f}. "Kept" is the product of
+{KEPT_OVER} successive values of the state's gate, forget or update: mean and median over units and
+characters.
 """,
         commands=list(commands.values()),
         tables=[_reach_table(reaches, by_mean, medians, contexts), _pace_table(paces)],
@@ -544,6 +555,13 @@ def _trained(by_model: Mapping[tuple[str, str, str], T]) -> dict[tuple[str, str]
     }
 
 
+def _named(cell: str, state: str) -> str:
+    """Return what a state is called, or a gate by which alone a state is followed."""
+    if state in KEPT:
+        return f"{cell.upper()} {KEPT[state]}, {state} gates alone"
+    return f"{cell.upper()} {state}"
+
+
 def _reach_table(
     reaches: Mapping[tuple[str, str, str], Horizon],
     by_mean: Mapping[tuple[str, str, str], Horizon],
@@ -553,7 +571,7 @@ def _reach_table(
     """Return the table of what is left of each gradient, and of the context each cell needs."""
     rows = [
         [
-            f"{cell.upper()} {state}",
+            _named(cell, state),
             weights,
             reach.words,
             by_mean[weights, cell, state].words,
@@ -561,7 +579,7 @@ def _reach_table(
                 "" if math.isnan(share) else percent(share)
                 for share in (medians[weights, cell, state][lag] for lag in (NEARER, LAG))
             ),
-            contexts[cell].words if weights == "trained" else "",
+            contexts[cell].words if weights == "trained" and state not in KEPT else "",
         ]
         for (weights, cell, state), reach in reaches.items()
     ]
@@ -595,12 +613,17 @@ def _pace_table(paces: Mapping[tuple[str, str], Slowness]) -> Table:
 
 def _along_figure(trained: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
     title = "Gradient against lag along the states of trained cells"
+    styles = {key: style for style, key in enumerate(trained)}
+    for cell, state in trained:
+        if state in KEPT:
+            own = styles[cell, KEPT[state]]
+            styles[cell, state] = in_colour_of(own, styles[cell, state])
     chart = line_chart(
         "along",
         title,
         [
-            Line(f"{cell.upper()} {state}", range(1, len(shares)), shares[1:], style)
-            for style, ((cell, state), shares) in enumerate(trained.items())
+            Line(_named(cell, state), range(1, len(shares)), shares[1:], styles[cell, state])
+            for (cell, state), shares in trained.items()
             if not math.isnan(shares[0])
         ],
         x_label="lag k, characters",
@@ -626,7 +649,7 @@ def judge_along(
     """Judge claim 9.
 
     Args:
-        reaches: cell, state -> how far the gradient reaches, trained weights.
+        reaches: cell, state or gate -> how far the gradient reaches, trained weights.
         contexts: cell -> context needed.
         paces: cell, state -> how slowly the state changes, trained weights.
     """
@@ -708,7 +731,8 @@ def _far_told(
     return (
         f"Along the LSTM's c less than {percent(REST)} of the gradient is left in the median from "
         f"lag {c.words} on, along its own h from {reaches['lstm', 'h'].words}, along the plain "
-        f"RNN's h from {reaches['rnn', 'h'].words}: {'; '.join(verdicts)}."
+        f"RNN's h from {reaches['rnn', 'h'].words}: {'; '.join(verdicts)}. By its forget gates "
+        f"alone, from lag {reaches['lstm', 'forget'].words} on."
     )
 
 
@@ -733,11 +757,12 @@ def _gru_told(reaches: Mapping[tuple[str, str], Horizon], pace: Slowness) -> str
     kept = ""
     if pace.kept_mean is not None and pace.kept_median is not None:
         kept = (
-            f" (its update gates keep {percent(pace.kept_mean)} of h over {KEPT_OVER} characters "
-            f"in the mean, {percent(pace.kept_median)} in the median)"
+            f" (they keep {percent(pace.kept_mean)} of h over {KEPT_OVER} characters in the mean, "
+            f"{percent(pace.kept_median)} in the median)"
         )
     return (
         "The GRU has no memory beside its state, and along its h less than "
         f"{percent(REST)} is left from lag {gru.words} on: {than}. So a memory line is not needed "
-        f"to reach that far; how much of this is due to the update gate was not measured{kept}."
+        "to reach that far. By its update gates alone less than "
+        f"{percent(REST)} is left from lag {reaches['gru', 'update'].words} on{kept}."
     )
