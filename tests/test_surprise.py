@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from charrnn.views.report import assessment_page
-from charrnn.views.surprise import surprise
+from charrnn.views.surprise import surprise, surprise_mark
 from tests.pages import ORIGIN, assessment, portrait
 
 
@@ -12,6 +14,19 @@ def test_an_accent_that_surprises_shows_its_colour() -> None:
     text = assessment_page([assessment()], [portrait(excerpt=excerpt)], "poem", ORIGIN)
     assert '<span class="bits-3">◌\u0301</span>' in text
     assert text.count("◌") == 1
+
+
+@pytest.mark.parametrize(
+    "unseen", ["\u0301", "\u200d", "\xad", "\ufeff", "\ufe0f", "\u1161", "\u11ab"]
+)
+def test_what_nobody_sees_gets_a_sign_if_it_is_costly(unseen: str) -> None:
+    """A mark, a joiner, a soft hyphen, a variation selector, Korean vowels and finals."""
+    assert [surprise_mark(unseen, nats) for nats in (0.1, 3.0)] == ["", "◌"]
+
+
+@pytest.mark.parametrize("seen", ["a", " ", "\u0903", "\u202e", "ᄒ", "한", "\ufffd\u0301"])
+def test_what_has_a_place_of_its_own_gets_none(seen: str) -> None:
+    assert surprise_mark(seen, 9.0) == ""
 
 
 def test_what_was_given_is_not_coloured_as_if_foreseen() -> None:

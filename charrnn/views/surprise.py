@@ -11,11 +11,12 @@ from collections.abc import Iterable, Iterator
 from charrnn.inference.evaluation import Prices
 from charrnn.text.corpus import Part
 from charrnn.text.decoding import BYTES
+from charrnn.wording import REORDERING, UNSEEN
 
 #: Where the levels of surprise above 0 begin, in bits.
 SURPRISE = (0.5, 2.0, 4.0, 8.0)
-#: Unicode categories of the marks that take no column of their own.
-NO_PLACE = frozenset({"Mn", "Me"})
+#: Unicode categories of the marks that take no column of their own, and of what is invisible.
+NO_PLACE = frozenset({"Mn", "Me", "Cf"})
 
 
 class PricedText:
@@ -80,11 +81,15 @@ def surprise_ranges() -> list[str]:
 def surprise_mark(character: str, nats: float) -> str:
     """Return a sign that shows the colour of a costly character without space of its own, or "".
 
-    That is a line feed, or a mark drawn onto the character before. Cheap ones need no sign, so
-    that a text with many marks stays readable.
+    That is a line feed, a mark or a Korean letter drawn onto the character before, or an invisible
+    one, such as the joiner of emoji. Cheap ones need no sign, so that a text with many marks stays
+    readable.
     """
     if surprise(nats) < 2:
         return ""
     if character == "\n":
         return "↵"
-    return "◌" if len(character) == 1 and unicodedata.category(character) in NO_PLACE else ""
+    if len(character) != 1 or character in REORDERING:  # which is shown as �, in its colour
+        return ""
+    has_no_place = unicodedata.category(character) in NO_PLACE or character in UNSEEN
+    return "◌" if has_no_place else ""
