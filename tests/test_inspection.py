@@ -800,7 +800,7 @@ class TestCommand:
         cli("train", prose, "--run", run, *words)
         result = cli("inspect", run, "--part", "valid", "--only", "gates")
         assert (result.code, result.out) == (0, "")
-        assert f"{run}: the model's rnn has no gates, so there are none to show\n" in result.err
+        assert f"{run}: RNN cells have no gates, so there are none to show\n" in result.err
 
     def test_standard_input(self, cli: Cli, trained: Path) -> None:
         text = make_prose(150, seed=9).encode()

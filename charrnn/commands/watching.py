@@ -305,7 +305,7 @@ def watch_inspection(
     for fact in filter(None, (learnt, subject.unknown(seen))):
         say(f"{name}: the model {fact}")
     if "gates" in config.only and not model.layers()[0].gate_names:
-        say(f"{name}: the model's {model.config.cell} has no gates, so there are none to show")
+        say(f"{name}: {model.config.cell.upper()} cells have no gates, so there are none to show")
     slow = "; truncation takes longest" if config.measured > {"truncation"} else ""
     say(f"looking at {len(stretch):,} characters{slow}:", end="")
     try:
