@@ -622,7 +622,13 @@ def _along_figure(trained: Mapping[tuple[str, str], Sequence[float]]) -> Figure:
         "along",
         title,
         [
-            Line(_named(cell, state), range(1, len(shares)), shares[1:], styles[cell, state])
+            Line(
+                # In the colour of the state; a longer name would leave no room for the lines.
+                f"{state} gates" if state in KEPT else _named(cell, state),
+                range(1, len(shares)),
+                shares[1:],
+                styles[cell, state],
+            )
             for (cell, state), shares in trained.items()
             if not math.isnan(shares[0])
         ],
