@@ -23,8 +23,9 @@ from charrnn.text.vocabulary import listed
         (",", "，", "'，' U+FF0C"),
         ("\u06cc", "\u064a", r"'\u064a'"),  # the yeh of Persian and of Arabic
         ("\u212b", "\xc5", "'Å' U+00C5"),  # the sign of the ångström
-        ("…", "a.", "it as '.', '.' and '.'"),
-        ("ﬁ", "fi", "it as 'f' and 'i'"),
+        ("…", "a.", "its parts, '.', '.' and '.'"),
+        ("ﬁ", "fi", "its parts, 'f' and 'i'"),
+        ("№", "No", "its parts, 'N' and 'o'"),
         ("\r", "\n", "other line ends"),
     ],
 )
@@ -60,6 +61,13 @@ def test_a_normal_form_is_named_once() -> None:
 def test_nothing_is_said_of_other_characters() -> None:
     """Another case or script is no look-alike; nor is an accent that no known letter has."""
     assert remarks("Iß漢\u0302\u200d", "iıабé e") == {}
+
+
+def test_the_parts_of_a_whole_sentence_are_not_listed() -> None:
+    """Unicode has Arabic phrases of up to 18 letters as one character."""
+    phrase = "\ufdfa"
+    assert len(parts := unicodedata.normalize("NFKD", phrase)) == 18
+    assert remarks(phrase, parts) == {}
 
 
 def test_a_byte_that_is_not_utf_8() -> None:

@@ -25,7 +25,7 @@ _TYPED_FOR_EACH_OTHER = (
 )
 _TYPED_FOR = {one: group[0] for group in _TYPED_FOR_EACH_OTHER for one in group}
 
-#: How many look-alikes a remark names.
+#: How many look-alikes, or parts of a ligature or an abbreviation, a remark names.
 _SHOWN = 3
 #: Initial, medial and final letters of Korean, which are joined into syllables.
 _JAMO = frozenset(map(chr, range(0x1100, 0x1200)))
@@ -74,8 +74,11 @@ def _remark(character: str, known: str, alike: Mapping[str, Sequence[str]]) -> t
     for form in ("NFD", "NFKD"):
         parts = unicodedata.normalize(form, character)
         if len(parts) > 1 and set(parts) <= set(known):
-            words = f"it as {joined([*map(quoted, parts)], 'and')}"
-            return (form, f"{words}: normal form NFD") if form == "NFD" else ("", words)
+            words = joined([*map(quoted, parts)], "and")
+            if form == "NFD":
+                return form, f"it as {words}: normal form NFD"
+            # A text with an N and an o need not have No in the place of №.
+            return ("", f"its parts, {words}") if len(parts) <= _SHOWN else ("", "")
     if is_drawn_onto(character) or character in _JAMO:
         for one in known:
             parts = unicodedata.normalize("NFD", one)
