@@ -59,8 +59,11 @@ def test_a_normal_form_is_named_once() -> None:
 
 
 def test_nothing_is_said_of_other_characters() -> None:
-    """Another case or script is no look-alike; nor is an accent that no known letter has."""
-    assert remarks("Iß漢\u0302\u200d", "iıабé e") == {}
+    """Another case or script is no look-alike; nor is an accent that no known letter has.
+
+    A text of a single line has no line ends, so no others either.
+    """
+    assert remarks("Iß漢\u0302\u200d\r", "iıабé e") == {}
 
 
 def test_the_parts_of_a_whole_sentence_are_not_listed() -> None:

@@ -154,7 +154,7 @@ class TestListed:
         assert listed({"한": 1, "\u1112": 1}) == "'한' x 1, '\u1112' x 1"
 
     def test_a_carriage_return_is_about_line_ends(self) -> None:
-        assert listed({"\r": 1234, "a": 1}) == (
+        assert listed({"\r": 1234, "a": 1}, "\n") == (
             r"'\r' x 1,234 (the training text has other line ends), 'a' x 1"
         )
 

@@ -67,7 +67,7 @@ def _remark(character: str, known: str, alike: Mapping[str, Sequence[str]]) -> t
     """Return a remark's kind, "" if each character needs its own, and what the text has, or ""."""
     if "\udc80" <= character <= "\udcff":
         return _BYTE, "a byte that is not utf-8"
-    if character == "\r":
+    if character == "\r" and "\n" in known:
         return "line ends", "other line ends"
     if same := alike.get(_plainest(character)):
         return "", joined([_named(one) for one in same[:_SHOWN]], "and")
