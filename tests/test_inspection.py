@@ -216,6 +216,8 @@ class TestTables:
         assert back_says(["gru", "rnn", "gru"]) == f"{BACK['rnn']} {BACK['gru']}"
         for name, cell in CELLS.items():
             assert set(re.findall(r"(\w+) gate", back_says([name]))) == {*cell.keepers.values()}
+        own = "Each state's gradient is relative to its own size at k = 0, so c and h compare"
+        assert [own in back_says([name]) for name in CELLS] == [False, True, False]
 
     def test_no_gradient_falls_nowhere(self) -> None:
         none = (math.nan,) * 3

@@ -46,7 +46,8 @@ BACK: dict[CellName, str] = {
     "the recurrent matrix, transposed.",
     "lstm": "In an LSTM the direct path back along c multiplies it by the forget gate at each step "
     "(forget: by this path alone); every other path, and every one from h, passes a matrix of "
-    "weights. Each is relative to its own size at k = 0, so c and h compare only roughly.",
+    "weights. Each state's gradient is relative to its own size at k = 0, so c and h compare only "
+    "roughly.",
     "gru": "In a GRU the direct path back along h multiplies it by the update gate at each step "
     "(update: by this path alone); every other path passes a matrix of weights.",
 }
