@@ -211,7 +211,7 @@ def choose(
     if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
         training["lr_adam"] *= 3
     training["warmup_steps"] = warmup_steps(read / characters_per_step)
-    one_rate = ONE_RATE[chosen.get("optimiser", "muon")]
+    one_rate = ONE_RATE.get(chosen.get("optimiser", "muon"), {})  # TrainConfig refuses another
     training |= one_rate
     if "lr" in chosen:
         # One flag scales both rates: their ratio is the recipe's.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -27,8 +27,9 @@ from charrnn.nats import perplexity
 from charrnn.network.model import CharModel
 from charrnn.text.corpus import Part
 from charrnn.text.decoding import BYTES
-from charrnn.text.vocabulary import Vocabulary, listed
-from charrnn.wording import shown
+from charrnn.text.lookalikes import remarks
+from charrnn.text.vocabulary import Vocabulary
+from charrnn.wording import quoted, shown
 
 
 @dataclass(frozen=True)
@@ -260,5 +261,7 @@ class _Following:
         if self._part.corpus.encoding == BYTES:
             return ""
         known = "".join(map(chr, self._part.counts))
-        lacking = Counter(character for character in self._text if character not in known)
-        return listed(lacking, known, "the text")
+        lacking = [one for one in dict.fromkeys(self._text) if one not in known]
+        instead = remarks(lacking, known, "the text")
+        remark = {one: f" ({words})" for one, words in instead.items()}
+        return ", ".join(quoted(one) + remark.get(one, "") for one in lacking)

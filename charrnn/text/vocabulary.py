@@ -44,7 +44,7 @@ _UNICODE = 0x110000 - 0x800
 Ids = NDArray[np.integer[Any]]
 
 
-def listed(unknown: Mapping[str, int], known: str = "", text: str = "the training text") -> str:
+def listed(unknown: Mapping[str, int], known: str = "") -> str:
     """Return the first ``LISTED`` characters with their counts, in words.
 
     >>> listed({"é": 3, "Z": 1})
@@ -52,11 +52,10 @@ def listed(unknown: Mapping[str, int], known: str = "", text: str = "the trainin
 
     Args:
         unknown: character -> how often it occurs.
-        known: the characters of a text in which those are unknown, for what it has instead.
-        text: what to call it.
+        known: the characters of the training text, for what it has instead.
     """
     shown = dict(list(unknown.items())[:LISTED])
-    instead = remarks(shown, known, text)
+    instead = remarks(shown, known)
     words = [
         f"{quoted(character)} x {count:,}"
         + (f" ({instead[character]})" if character in instead else "")
