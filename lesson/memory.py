@@ -734,11 +734,16 @@ def _far_told(
             told = f"whether {FARTHER:g} times as far as along {{}} is not decided"
         names.setdefault(told, []).append(BESIDE[cell])
     verdicts = [told.format(" and ".join(along)) for told, along in names.items()]
+    alone, plain = reaches["lstm", "forget"], reaches["rnn", "h"]
+    compared = ""
+    if (as_far := alone.farther(plain)) is not None:
+        how = "at least" if as_far else "not"
+        compared = f": {how} {FARTHER:g} times as far as along {BESIDE['rnn']}"
     return (
         f"Along the LSTM's c less than {percent(REST)} of the gradient is left in the median from "
         f"lag {c.words} on, along its own h from {reaches['lstm', 'h'].words}, along the plain "
         f"RNN's h from {reaches['rnn', 'h'].words}: {'; '.join(verdicts)}. By its forget gates "
-        f"alone, from lag {reaches['lstm', 'forget'].words} on."
+        f"alone, from lag {alone.words} on{compared}."
     )
 
 
