@@ -89,7 +89,9 @@ class TestChartsOfTheInside:
         seen = inspection(gradient_flow=(flow(direct=direct),), gates=())
         labels = []
         for models in (1, 2):
-            assert self.show(*[seen] * models).count(">forget 1<") == models
+            page = self.show(*[seen] * models)
+            assert page.count(">forget 1<") == models
+            assert ("by a gate alone are in the tables" in page) == (models > 1)
             labels.append([line.label for line in charts["flow-0"].args[1]])
         assert labels == [["h 1", "c 1", "forget 1"], ["m0 h", "m0 c", "m1 h", "m1 c"]]
 

@@ -133,6 +133,9 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
     if any(reach.state == "linear" for flow in every for reach in flow.reaches):
         where = " (in the table)" if len(flows) > 1 else ""
         linear = f" Linear{where}: {words.LINEAR_SAYS}"
+    direct = ""
+    if len(flows) > 1 and any(flow.direct for flow in every):
+        direct = " The paths by a gate alone are in the tables."
     return page.section(
         "Gradient flow",
         page.figure(
@@ -144,7 +147,7 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
             f"along one that keeps rising, which is not drawn above {LOUDEST:,.0f}; what is too "
             "small for the axis, or zero, is at the bottom. Over the first few characters a "
             "line may rise because more paths lead back, through other layers or an LSTM's c."
-            f" {words.back_says(cells)}{linear} {words.columns_say(every)} {seen}",
+            f" {words.back_says(cells)}{direct}{linear} {words.columns_say(every)} {seen}",
         ),
         _tables(words.gradient_flow_lines, flows, heads=3),
     )
