@@ -15,10 +15,10 @@ from charrnn.analysis.gradients import Truncation, Window
 from charrnn.analysis.inspection import Inspection
 from charrnn.analysis.memory import Memory
 from charrnn.analysis.norms import Clipping, Period
-from charrnn.config import CellName
+from charrnn.config import CELL_NAMES, CellName
 from charrnn.views.figures import STYLES, Dots, Line, Rule, in_colour_of
 from charrnn.views.inside import inside_sections
-from charrnn.views.inspection_words import COSTS_SAY, NORMS_SAY, ZERO_SAYS
+from charrnn.views.inspection_words import BACK, COSTS_SAY, NORMS_SAY, ZERO_SAYS
 from tests.pages import RUN, SHAPE, flow, inspection, portrait
 
 
@@ -63,7 +63,9 @@ class TestChartsOfTheInside:
         roughly = "so c and h compare only roughly."
         assert [roughly in self.show(one, layers=2) for one in (lstm, plain)] == [True, False]
         linear = "Linear (in the table): through the recurrent matrix alone"
-        assert linear in self.show(lstm, None, plain, lstm, layers=2)
+        page = self.show(lstm, None, plain, lstm, layers=2)
+        assert linear in page
+        assert [page.count(BACK[cell].partition(":")[0]) for cell in CELL_NAMES] == [1, 1, 0]
         assert [(line.label, line.x, line.y, line.style) for line in charts["flow-0"].args[1]] == [
             ("m0 h", [1, 2], [0.3, 0.15], 0),
             ("m0 c", [1, 2], [0.2, 0.1], in_colour_of(0, 4)),
@@ -73,8 +75,8 @@ class TestChartsOfTheInside:
         ]
         assert linear in self.show(lstm, plain, layers=2)
         assert [line.label for line in charts["flow-0"].args[1]] == ["m0 h", "m0 c", "m1 h"]
-        assert " Linear" not in self.show(lstm, lstm, layers=2)
-        assert " Linear: through" in self.show(plain, layers=2)
+        assert "<li>Linear" not in self.show(lstm, lstm, layers=2)
+        assert "<li>Linear: through" in self.show(plain, layers=2)
         assert [(line.label, line.y, line.style) for line in charts["flow-0"].args[1]] == [
             ("h 1", [0.5, 0.25], 0),
             ("linear 1", [0.4, 0.2], in_colour_of(2, 1)),

@@ -129,13 +129,13 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
     first = flows[0][1][0]
     every = [flow for _, of_model in flows for flow in of_model]
     cells = [model.portrait.run.shape.cell for model, _ in flows]
-    linear = ""
+    said = [sentences for cell, sentences in words.BACK.items() if cell in cells]
+    if len(flows) > 1 and any(flow.direct for flow in every):
+        said.append("The paths by a gate alone are in the tables.")
     if any(reach.state == "linear" for flow in every for reach in flow.reaches):
         where = " (in the table)" if len(flows) > 1 else ""
-        linear = f" Linear{where}: {words.LINEAR_SAYS}"
-    direct = ""
-    if len(flows) > 1 and any(flow.direct for flow in every):
-        direct = " The paths by a gate alone are in the tables."
+        said.append(f"Linear{where}: {words.LINEAR_SAYS}")
+    said.append(words.columns_say(every))
     return page.section(
         "Gradient flow",
         page.figure(
@@ -146,9 +146,10 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
             "logarithmic. The gradient vanishes along a line that keeps falling, and explodes "
             f"along one that keeps rising, which is not drawn above {LOUDEST:,.0f}; what is too "
             "small for the axis, or zero, is at the bottom. Over the first few characters a "
-            "line may rise because more paths lead back, through other layers or an LSTM's c."
-            f" {words.back_says(cells)}{direct}{linear} {words.columns_say(every)} {seen}",
+            "line may rise because more paths lead back, through other layers or an LSTM's c. "
+            f"{seen}",
         ),
+        page.bullets(said),
         _tables(words.gradient_flow_lines, flows, heads=3),
     )
 

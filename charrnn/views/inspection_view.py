@@ -164,7 +164,7 @@ def _gradient_flow(
         "Gradient flow",
         "What is left of the gradient of one character's loss k characters earlier "
         f"(medians of {flows[0].places} places), along each layer's states. "
-        f"{words.back_says([cell])}{plot} {words.columns_say(flows)}{linear}",
+        f"{words.BACK[cell]}{plot} {words.columns_say(flows)}{linear}",
         table,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -42,14 +42,14 @@ SLOPE_SAYS = (
 )
 #: How a gradient comes back through each cell.
 BACK: dict[CellName, str] = {
-    "rnn": "In a plain RNN each step back multiplies it by the slopes of tanh, 1 - h², and by "
-    "the recurrent matrix, transposed.",
-    "lstm": "In an LSTM the direct path back along c multiplies it by the forget gate at each step "
-    "(forget: by this path alone); every other path, and every one from h, passes a matrix of "
-    "weights. Each state's gradient is relative to its own size at k = 0, so c and h compare only "
-    "roughly.",
-    "gru": "In a GRU the direct path back along h multiplies it by the update gate at each step "
-    "(update: by this path alone); every other path passes a matrix of weights.",
+    "rnn": "In a plain RNN each step back multiplies a gradient by the slopes of tanh, 1 - h², and "
+    "by the recurrent matrix, transposed.",
+    "lstm": "In an LSTM the direct path back along c multiplies a gradient by the forget gate at "
+    "each step (forget: by this path alone); every other path, and every one from h, passes a "
+    "matrix of weights. Each state's gradient is relative to its own size at k = 0, so c and h "
+    "compare only roughly.",
+    "gru": "In a GRU the direct path back along h multiplies a gradient by the update gate at each "
+    "step (update: by this path alone); every other path passes a matrix of weights.",
 }
 #: What the letters in the equations of ``charrnn.analysis.equations`` stand for.
 LETTERS: dict[CellName, str] = {
@@ -105,11 +105,6 @@ def step_lines(step: Step) -> list[list[str]]:
             numbers += [""] * (SHOWN - len(numbers))
             lines.append([str(quantity.layer), quantity.name, words, *numbers])
     return lines
-
-
-def back_says(cells: Collection[CellName]) -> str:
-    """Say how a gradient comes back through cells, each once."""
-    return " ".join(words for cell, words in BACK.items() if cell in cells)
 
 
 def _have_slopes(flows: Iterable[GradientFlow]) -> bool:
