@@ -135,7 +135,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_log(run: Path) -> list[dict[str, Any]]:
+def read_log(run: Path) -> tuple[dict[str, Any], ...]:
     """Read the log in a run's folder; without one there are no rows.
 
     Raises:
@@ -144,7 +144,7 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     log = run / LOG
     with refusals(log, "cannot read"):
         is_there = exists(log)
-    return read_metrics(log) if is_there else []
+    return tuple(read_metrics(log)) if is_there else ()
 
 
 def _remove_cut_line(fd: int) -> None:

@@ -127,7 +127,7 @@ def portray(
         raise NonFiniteError(f"{name}: {error}") from error
     return Portrait(
         label=label,
-        log=tuple(read(checkpoint.folder)),
+        log=read(checkpoint.folder),
         run=summary_of(checkpoint, model, vocabulary),
         sample=vocabulary.decode([symbol for _, symbol in pieces]),
         excerpt=tuple(excerpt[:EXCERPT]),
@@ -191,16 +191,12 @@ def _numbered(names: Iterable[str]) -> list[str]:
     return found
 
 
-def _whole_log(run: Path) -> tuple[Row, ...]:
-    return tuple(read_log(run))
-
-
 def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
     """Make the portraits of several models, each on its own text.
 
     Errors are those of ``portray``.
     """
-    read_once = cache(_whole_log)  # for all checkpoints of a run
+    read_once = cache(read_log)  # for all checkpoints of a run
     return [
         portray(
             label,
@@ -255,7 +251,7 @@ def portray_comparison(
         CharrnnError: a checkpoint, a log or the text is no longer usable.
     """
     plan, portraits = comparison.plan, []
-    scan_once, read_once = cache(scan), cache(_whole_log)
+    scan_once, read_once = cache(scan), cache(read_log)
     for cell in comparison.cells:
         model, vocabulary, checkpoint = load_model(_scored(cell.best), torch.device("cpu"))
         part = recorded_part(
