@@ -139,6 +139,20 @@ def test_commands_shown_have_the_options_they_show(page: Path) -> None:
             assert option in COMMANDS[name] | {"--help"}, f"charrnn {name} {option}"
 
 
+def test_an_option_of_another_program_is_answered_as_in_the_table(cli: Cli) -> None:
+    page = (ROOT / "docs" / "coming-from.md").read_text(encoding="utf-8")
+    table = page.partition("\n## Option by option\n")[2].partition("\n## ")[0]
+    ours: dict[str, set[str]] = {}
+    for _, *theirs, here, _ in (line.split("|") for line in re.findall(r"^\|.*`.*", table, re.M)):
+        if not here.startswith((" none", " by rule", " `charrnn", " the name of")):
+            for name in re.findall(r"`-*([a-z]\w+)", " ".join(theirs)):
+                ours.setdefault(name, set()).update(options_in(here))
+    assert {"rnn_size", "n_embd", "start", "init_from"} <= ours.keys()
+    for name, here in ours.items():
+        said = "".join(cli(command, "text", f"-{name}").err for command in ("train", "sample"))
+        assert here & set(re.findall(rf"option: -{name}: use (--[a-z-]+)", said)), name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_no_command_to_copy_has_a_comment_behind_it(page: Path) -> None:
     """In zsh, the shell of macOS, a typed # starts no comment: the rest are arguments."""
