@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from charrnn.compute.steps import steps
 from charrnn.config import CellName, ModelConfig, SampleConfig, WeightsName
-from charrnn.errors import NonFiniteError
+from charrnn.errors import NonFiniteError, VocabularyError
 from charrnn.inference import sampling
 from charrnn.inference.sampling import (
     SHORT_PROMPT,
@@ -501,3 +501,15 @@ class TestPrompt:
         model, words, config = make_model(), VOCABULARY, SampleConfig(length=9)
         made = [symbol for _, symbol in sample(model, words, ids, config)]
         assert words.decode(made) == texts(model, words, "", config)[0]
+
+    @pytest.mark.parametrize(
+        ("min_count", "seen"), [(1, ""), (2, ", which occur fewer than 2 times in its text")]
+    )
+    def test_says_how_often_a_text_has_what_its_model_does_not_know(
+        self, min_count: int, seen: str
+    ) -> None:
+        """A reader may have found the character in that text."""
+        counts = {ord("a"): 9, ord("é"): 1}
+        words = Vocabulary.from_counts(counts, "utf-8", min_count)
+        with pytest.raises(VocabularyError, match=f"of the prompt{seen}: .*'☃' x 1"):
+            prepare_prompt("aé☃", words, "error")

@@ -55,8 +55,10 @@ def prepare_prompt(
         return ids, None
     shown = listed(missing, vocabulary.characters)
     if unknown == "error":
+        least = vocabulary.min_count
+        seen = f", which occur fewer than {least} times in its text" if least > 1 else ""
         raise VocabularyError(
-            f"the model does not know these characters of the prompt: {shown}; "
+            f"the model does not know these characters of the prompt{seen}: {shown}; "
             "use --unknown replace or --unknown skip"
         )
     if unknown == "skip":

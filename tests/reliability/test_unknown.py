@@ -35,7 +35,10 @@ def sample(run: Path, *options: object, stdin: bytes = b"") -> Result:
 
 
 def test_a_prompt_is_refused_with_a_list(run: Path, promise: Promise) -> None:
-    said = f"the model does not know these characters of the prompt: {LIST}; "
+    said = (
+        "the model does not know these characters of the prompt, which occur fewer than 2 times in "
+        f"its text: {LIST}; "
+    )
     for result in (
         sample(run, "--prompt", PROMPT),
         sample(run, "--prompt", PROMPT, "--unknown", "error", "--json"),
