@@ -49,6 +49,20 @@ class TestSample:
             "The " + plain
         )
 
+    @pytest.mark.parametrize("prefix", ["", "FILE:"])
+    def test_a_file_s_name_is_a_prompt_like_any_other(
+        self, cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefix: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        words = ("sample", trained, "--length", 30, "--unknown", "skip", "--prompt", f"{prefix}the")
+        before = cli(*words)
+        Path("the").write_text("The bird")
+        after = cli(*words)
+        assert after.out == before.out
+        said = "note: the prompt is the name of a file, not its text: for that give --prompt - <the"
+        assert after.err == f"{said}\n{before.err}"
+        assert cli(*words[:-2], "--prompt", "the bird").err == ""
+
     def test_a_prompt_from_standard_input(self, cli: Cli, trained: Path) -> None:
         piped = cli("sample", trained, "--prompt", "-", "--length", 30, stdin=b"The bird")
         assert piped == cli("sample", trained, "--prompt", "The bird", "--length", 30)

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
+from charrnn.command_words import command_line
 from charrnn.commands.stopping import StopSignals
 from charrnn.disk import FULL
 from charrnn.errors import CorpusError, UsageError
@@ -261,6 +262,8 @@ def waits_unread() -> bool:
 def read_prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:
     """Return the text that --prompt stands for; "-" is standard input.
 
+    Of a text that is a file's name, say that it is taken for itself.
+
     Args:
         prompt: as the user gave it.
         vocabulary: the model's; one of bytes takes any input, one of characters only utf-8.
@@ -269,6 +272,10 @@ def read_prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:
         UsageError: standard input cannot be read, or is not valid utf-8.
     """
     if prompt != "-":
+        name = prompt.removeprefix("FILE:")  # as nanoGPT has it
+        if os.path.isfile(name):  # noqa: PTH113 - which never raises
+            taken = f"--prompt - <{command_line([name])}"
+            say(f"note: the prompt is the name of a file, not its text: for that give {taken}")
         return prompt
     _await_input()
     try:
