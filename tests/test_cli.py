@@ -260,7 +260,7 @@ class TestBadInput:
             ("train {trained}", 1, "no text in {trained}: {trained}: left out (written by a"),
             ("train {prose} --steps 1e3", 2, "'--steps': not a whole number (see charrnn"),
             ("train {prose} --lr x", 2, "'--lr': not a number (see charrnn"),
-            ("train {prose} --steps", 2, "(see charrnn train --help)"),
+            ("train {prose} --steps", 2, "requires an argument (see charrnn train --help)"),
             ("train {prose} --steps 1 --encoding=", 2, "--encoding is empty"),
             ("compare {prose} --steps 1 --encoding=", 2, "--encoding is empty"),
             ("evaluate {trained} --text {prose} --per-char -", 2, "--per-char writes a file"),

@@ -89,7 +89,7 @@ def outcome(app: typer.Typer, arguments: Sequence[str]) -> int:
         message = _meant(error, arguments) or error.format_message()
         for words, ours in WORDS.items():
             message = message.replace(words, ours)
-        return _fail(f"{message} (see {path} --help)", 2)
+        return _fail(f"{message.removesuffix('.')} (see {path} --help)", 2)
     except (Stopped, KeyboardInterrupt, typer.Abort) as stopped:
         number = int(stopped.args[0]) if isinstance(stopped, Stopped) else signal.SIGINT
         if number == signal.SIGINT and sys.stdout.isatty():
