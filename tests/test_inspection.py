@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from rich.cells import cell_len
@@ -80,6 +81,21 @@ def test_the_shortest_is_enough(cell: CellName) -> None:
     assert [(f.weights, f.scaled_to) for f in found.gradient_flow] == [
         ("trained", None), ("initial", None), ("trained", 0.9), ("initial", 0.9),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["write_out", "units"])
+def test_numpy_s_false_warnings_are_not_shown(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Apple's Accelerate some versions of numpy report these of finite products."""
+    real = getattr(module, name)
+
+    def reporting(*args: object) -> object:
+        for x, y in ((1.0, 0.0), (1e300, 1e-300), (0.0, 0.0)):  # divide, over, invalid
+            np.array([x]) / y
+        return real(*args)
+
+    monkeypatch.setattr(module, name, reporting)
+    config = InspectConfig(only=("step", "units"))
+    module.inspect(make_model("gru"), make_stretch(100), VOCABULARY, config, TRAINING)
 
 
 @pytest.mark.parametrize(

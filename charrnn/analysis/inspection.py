@@ -37,6 +37,7 @@ from charrnn.analysis.memory import Memory, memory
 from charrnn.analysis.norms import Clipping
 from charrnn.analysis.stretch import Stretch
 from charrnn.config import CellName, InspectConfig, TrainConfig, WeightsOrigin
+from charrnn.inference.sampling import unwarned
 from charrnn.network.model import CharModel
 from charrnn.text.vocabulary import Vocabulary
 
@@ -85,6 +86,7 @@ class Inspection:
         }
 
 
+@unwarned()
 def inspect(
     model: CharModel,
     stretch: Stretch,

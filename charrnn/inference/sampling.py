@@ -204,9 +204,10 @@ def sample(
 
 
 def unwarned() -> np.errstate:
-    """Return a context without numpy's warnings: ``sample`` itself checks for non-finite numbers.
+    """Return a context without numpy's warnings, where numbers that are not finite are seen anyway.
 
-    The caller of ``sample`` enters it: entered in the generator, it would stay on between pieces.
+    ``sample`` checks for them; its caller enters this context: entered in the generator, it would
+    stay on between pieces.
     """
     # divide: with Apple's Accelerate some versions of numpy report it in finite products, too.
     return np.errstate(divide="ignore", over="ignore", invalid="ignore")
