@@ -161,6 +161,18 @@ def test_on_windows_it_says_where_it_runs() -> None:
     assert done == Result(1, "", said)
 
 
+def test_in_a_notebook_s_own_process_it_says_how_to_call_it() -> None:
+    """There %run leaves no file as stdout, and whatever is changed outlives the command."""
+    done = run_code(
+        "import io, signal, sys\nfrom charrnn.__main__ import main\n"
+        "before = signal.getsignal(signal.SIGINT), sys.stderr\nsys.stdout = io.StringIO()\n"
+        "try:\n    main()\nfinally:\n"
+        "    assert (signal.getsignal(signal.SIGINT), sys.stderr) == before"
+    )
+    said = "charrnn: it needs a process of its own: in a notebook write !charrnn, not %run\n"
+    assert done == Result(1, "", said)
+
+
 @pytest.mark.parametrize(
     "words", [["-m", "charrnn"], ["-c", "from charrnn.__main__ import main; main()"]]
 )
