@@ -551,6 +551,7 @@ def test_loops_for_any_processor_are_told(
     usual = shlex.join(compiler.find_compiler())
     says = 'case "$*" in *-march*) echo "Error: no such instruction" >&2; exit 1;; esac'
     monkeypatch.setenv("CC", shlex.join(script(tmp_path / "cc", f'{says}\nexec {usual} "$@"')))
+    monkeypatch.setattr("platform.system", lambda: "Linux")  # on macOS it is not told
     said = cli("train", prose, "--run", tmp_path / "run", *QUICK).err
     assert (
         f"note: training is slower than it could be: {tmp_path / 'cc'} does not compile for this "
