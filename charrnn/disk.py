@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,6 +60,28 @@ def exists(path: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL in the name
         return False
     return True
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """Yield a regular file, open for reading. A pipe or a device, which may never end, is refused.
+
+    Raises:
+        OSError: it is none, or the system refuses.
+    """
+
+    def without_waiting(name: str, flags: int) -> int:  # for a pipe's other end
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    with open(path, "rb", opener=without_waiting) as file:
+        refuse_irregular(file.fileno())
+        yield file
+
+
+def refuse_irregular(fd: int) -> None:
+    """Raise OSError unless an open file is a regular one."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
 
 
 def followed(path: Path) -> Path:

@@ -4,6 +4,7 @@ import html
 import itertools
 import json
 import math
+import os
 import re
 import shlex
 import shutil
@@ -1451,6 +1452,10 @@ class TestCompare:
         with pytest.raises(RunFolderError) as raised:
             open_plan(tmp_path)
         assert str(raised.value) == f"{tmp_path}/comparison.json: not usable: Is a directory"
+        (tmp_path / "comparison.json").rmdir()
+        os.mkfifo(tmp_path / "comparison.json")
+        with pytest.raises(RunFolderError, match=r"comparison\.json: not usable: not a regular fi"):
+            open_plan(tmp_path)
 
     @pytest.mark.parametrize(
         ("name", "value"),

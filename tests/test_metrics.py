@@ -182,3 +182,11 @@ def test_a_line_that_is_no_row_of_a_log(tmp_path: Path, line: bytes) -> None:
 
 def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:
     assert said(lambda: read_metrics(tmp_path)) == f"{tmp_path}: cannot read: Is a directory"
+
+
+def test_a_log_that_never_ends_is_not_read(tmp_path: Path) -> None:
+    pipe, device = tmp_path / "pipe", tmp_path / "device"
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
+    for path in (pipe, device):
+        assert said(lambda: read_metrics(path)) == f"{path}: cannot read: not a regular file"  # noqa: B023

@@ -434,6 +434,25 @@ def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "victim").read_text() == "precious"
 
 
+def test_a_log_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    """A folder from elsewhere may have one: the last line of what it leads to would be cut off."""
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.save_last(make_state(1))
+    log, victim = tmp_path / "run" / "metrics.jsonl", tmp_path / "victim"
+    log.unlink()
+    log.symlink_to(victim)
+    for text in (None, "precious, and without a line break"):
+        if text is not None:
+            victim.write_text(text)
+        line = said(lambda: RunFolder.open_existing(tmp_path / "run"))
+        assert line.startswith(f"{log}: cannot write: ")
+        assert (victim.read_text() if victim.exists() else None) == text
+    log.unlink()
+    os.mkfifo(log)
+    line = said(lambda: RunFolder.open_existing(tmp_path / "run"))
+    assert line == f"{log}: cannot write: not a regular file"
+
+
 # The lock --------------------------------------------------------------------------
 
 

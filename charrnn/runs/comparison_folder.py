@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from charrnn.command_words import comparison_command, resume_command
 from charrnn.config import Record
-from charrnn.disk import followed
+from charrnn.disk import followed, opened
 from charrnn.errors import RunFolderError, UsageError
 from charrnn.layout import PLAN, RESULT
 from charrnn.runs.comparison import RunResult
@@ -177,7 +177,8 @@ def _read(file: Path, kind: type[R], advice: str = "") -> R | None:
         RunFolderError: it is not usable.
     """
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        with opened(file) as stream:
+            values = json.loads(stream.read().decode())
         if not isinstance(values, dict):
             raise ValueError("it holds no JSON object")
         return kind.from_dict(values)

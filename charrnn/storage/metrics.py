@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from charrnn.disk import exists, refusals, replacing, sync
+from charrnn.disk import exists, opened, refusals, refuse_irregular, replacing, sync
 from charrnn.errors import RunFolderError
 from charrnn.layout import LOG
 from charrnn.wording import shown
@@ -37,8 +37,11 @@ class Log:
 
     def _open(self) -> int:
         with refusals(self.path, "cannot write"):
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            # A link is not followed: in a folder from elsewhere it may lead to any file.
+            how = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+            fd = os.open(self.path, how, 0o666)
             try:
+                refuse_irregular(fd)
                 _remove_cut_line(fd)
             except BaseException:
                 os.close(fd)
@@ -118,7 +121,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     updated = 0
-    with refusals(path, "cannot read"), path.open("rb") as file:
+    with refusals(path, "cannot read"), opened(path) as file:
         for number, line in enumerate(file, start=1):
             # An incomplete last line, left by a crash or just being written, does not count.
             if not line.endswith(b"\n"):
