@@ -469,7 +469,14 @@ def test_the_second_comer_learns_who_holds_the_folder(tmp_path: Path) -> None:
             )
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 1}', '{"pid": "x"}', "\0" * 99])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "{", "[]", '{"pid": 1}', '{"pid": "x"}', "\0" * 99,
+        pytest.param("[" * 60_000, id="nested"),
+        '{"pid": Infinity, "host": "elsewhere", "since": "noon", "command": ""}',
+    ],
+)  # fmt: skip
 def test_a_holder_without_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:

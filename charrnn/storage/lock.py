@@ -176,7 +176,8 @@ def _is_at(fd: int, path: Path) -> bool:
 
 def _holder(fd: int) -> str | None:
     """Return who signed the lock, in words; None: nobody, or a dead process on this machine."""
-    with suppress(OSError, ValueError, KeyError, TypeError):  # on SMB only its holder can read it
+    # On SMB only its holder can read it. RecursionError and OverflowError: it is not charrnn's.
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         who = json.loads(os.pread(fd, 65536, 0))
         pid, host, since, command = (who[key] for key in ("pid", "host", "since", "command"))
         if host != socket.gethostname() or alive(int(pid)):
