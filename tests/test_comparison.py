@@ -42,6 +42,7 @@ from charrnn.storage.metrics import read_metrics
 from charrnn.storage.reading import TextRecord
 from charrnn.storage.runfolder import RunFolder
 from charrnn.storage.trained import load_model
+from charrnn.wording import printable
 from tests.conftest import SHORT, Cli, documented_fields, make_prose, needs_raw_names, run_cli
 from tests.small import make_result
 
@@ -1108,9 +1109,9 @@ class TestCompare:
         assert cli("compare", prose, *words, *budget).code == 0
         more = ("compare", "--run", folder, "--resume", "--seeds")
         assert "minutes are not equal work" not in cli(*more, 3).err
-        change_result(folder / "rnn-seed2", trained_by="Abacus <1> with 10 threads")
+        change_result(folder / "rnn-seed2", trained_by="Abacus <1>\x1b with 10 threads")
         said = (
-            "finished runs were trained by Abacus <1> with 10 threads, and the others are by "
+            "finished runs were trained by Abacus <1>\\x1b with 10 threads, and the others are by "
             f"{processor()} with 1 thread: equal minutes are not equal work: go on where they were"
         )
         assert (said in cli(*more, 4).err) == ("--minutes" in budget)
@@ -1120,8 +1121,8 @@ class TestCompare:
         change_result(folder / "rnn-seed1", trained_by=None)
         assert cli(*more, 4, "--report", page).code == 0
         here = f"{processor()} with 1 thread"
-        both = f"cpu: {here} and Abacus <1> with 10 threads; this page was made on {machine()}"
-        assert html.escape(both) in page.read_text()
+        both = f"cpu: {here} and Abacus <1>\x1b with 10 threads; this page was made on {machine()}"
+        assert html.escape(printable(both)) in page.read_text()
 
     def test_says_that_minutes_on_another_gpu_are_others(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -451,6 +452,15 @@ def test_a_log_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
     os.mkfifo(log)
     line = said(lambda: RunFolder.open_existing(tmp_path / "run"))
     assert line == f"{log}: cannot write: not a regular file"
+
+
+def test_what_a_checkpoint_says_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run") as folder:
+        folder.save_last(make_state(1))
+    file = tmp_path / "run" / "last.safetensors"
+    save(file, replace(load(file), meta={"step": "\x1b[2J"}))
+    line = said(lambda: RunFolder.create(tmp_path / "run"))
+    assert line.startswith(f"{tmp_path}/run: holds a run already: go on with it with: ")
 
 
 # The lock --------------------------------------------------------------------------

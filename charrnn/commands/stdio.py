@@ -69,6 +69,7 @@ def say(message: str, end: str = "\n") -> None:
         message: the line, or a part of it if ``end`` is not a line feed.
         end: what follows.
     """
+    message = shown(message)  # it may quote a file that somebody else has made
     with suppress(OSError):
         if end != "\n" or not sys.stderr.isatty():
             print(message, end=end, file=sys.stderr, flush=True)

@@ -179,7 +179,7 @@ def _unequal_minutes(plan: Plan, done: Sequence[RunResult], device: torch.device
     if device.type == "cuda":
         here = torch.cuda.get_device_name(device)
     by = dict.fromkeys(result.trained_by for result in done)
-    others = [one for one in by if one is not None and one != here]
+    others = [shown(one) for one in by if one is not None and one != here]
     if others:
         yield (
             f"finished runs were trained by {joined(others, 'and')}, and the others are by {here}: "

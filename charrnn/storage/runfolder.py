@@ -349,9 +349,9 @@ class RunFolder:
             where = ""
             texts: tuple[str, ...] = ()
             with suppress(CheckpointError, KeyError, TypeError):
-                meta = read_description(checkpoints[0]).meta
-                where = f" at step {meta['step']}"
-                texts = ("TEXT",) if "-" in meta["text"]["texts"] else ()
+                checkpoint = read_description(checkpoints[0])
+                where = f" at step {checkpoint.require('step', int)}"
+                texts = ("TEXT",) if "-" in checkpoint.meta["text"]["texts"] else ()
             go_on = f"go on with it with: {resume_command(self.path, texts=texts)};"
             if all(path.name == BEST for path in checkpoints):
                 weights = f"its {BEST} has weights for --init-from, but no state to go on from"

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from charrnn.text.decoding import BYTES, Codes, is_own_name
 from charrnn.text.lookalikes import remarks
-from charrnn.wording import quoted
+from charrnn.wording import quoted, shown
 
 #: The id of the unknown symbol in every text vocabulary.
 UNKNOWN = 0
@@ -269,7 +269,9 @@ class Vocabulary:
         """
         fields = {"encoding": str, "min_count": int, "characters": str}
         for name in sorted(fields.keys() ^ value.keys()):
-            raise ValueError(f"vocabulary.{name} is {'missing' if name in fields else 'unknown'}")
+            raise ValueError(
+                f"vocabulary.{shown(name)} is {'missing' if name in fields else 'unknown'}"
+            )
         for name, kind in fields.items():
             if type(value[name]) is not kind:
                 raise ValueError(f"vocabulary.{name} is not of type {kind.__name__}")

@@ -374,6 +374,12 @@ def test_another_vocabulary(run: Path, promise: Promise, characters: str | None,
     promise("R14", "another vocabulary in the checkpoint: refused, named", repr(characters))
 
 
+def test_a_name_in_a_description_cannot_steer_the_terminal(run: Path) -> None:
+    meta = load(run / "last.safetensors").meta
+    rewrite(run, meta=meta | {"vocabulary": meta["vocabulary"] | {"\x1b[2J\n": 1}})
+    assert refusal(run).endswith(r": the field vocabulary.\x1b[2J\n is unknown" + "\n")
+
+
 def test_a_model_of_one_symbol(run: Path, promise: Promise) -> None:
     """The description fits its weights, but the model has no character to produce."""
     whole = load(run / "last.safetensors")
