@@ -369,6 +369,7 @@ class TestFindFiles:
             ("new\nline\udcff", ("there is no file", r"new\nline\udcff")),
             ("nul\0", ("nul",)),
             ("nul\0*", ("nul",)),
+            ("\ud800/*", (r"\ud800/*",)),
             ("x" * 300, ("x" * 300,)),
             ("b.txt/x", ("cannot read",)),
         ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from glob import glob
 from pathlib import Path
@@ -301,7 +302,9 @@ def _to_name(names: Sequence[str]) -> tuple[str, ...]:
     """Return the names that a command must give again, with TEXT for those that are gone."""
 
     def is_there(name: str) -> bool:
-        return os.path.exists(name) or bool(glob(name))  # noqa: PTH110, PTH207 - never raise
+        with suppress(ValueError):  # no file can have such a name
+            return os.path.exists(name) or bool(glob(name))  # noqa: PTH110, PTH207 - no OSError
+        return False
 
     present = tuple(name if is_there(name) else "TEXT" for name in names)
     return present if "TEXT" in present and len(names) <= MOST_NAMED else ("TEXT",)

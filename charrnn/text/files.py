@@ -81,13 +81,13 @@ def _files_of(name: str, notes: list[str]) -> tuple[list[_File], bool]:
     """Return the files that a name stands for, and whether it names a file directly."""
     try:
         status = os.stat(name)  # noqa: PTH116 - Path("") would be the current folder
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
         if ADDRESS.search(name):
             raise CorpusError(
                 f"{shown(name)} is an address, not a file: download it first, for example with "
                 "curl -LO"
             ) from None
-        if not glob.has_magic(name) or "\0" in name:
+        if not glob.has_magic(name) or isinstance(error, ValueError):
             raise cannot_read(name, error) from None
         matches = sorted(_expand(name))
         left_out: list[str] = []

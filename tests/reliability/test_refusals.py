@@ -320,6 +320,14 @@ def test_of_several_texts_those_that_are_there_are_named_again(tmp_path: Path) -
     assert run_cli(*words[1:]).code == 0
 
 
+@pytest.mark.parametrize("name", ["\ud800/*", "nul\0/*", "\x1b[2J"])
+def test_a_recorded_name_that_no_file_has(run: Path, name: str) -> None:
+    meta = load(run / "last.safetensors").meta
+    rewrite(run, meta=meta | {"text": meta["text"] | {"texts": [f"/{name}"]}})
+    named = f"charrnn train TEXT --run {run} --resume"
+    assert refusal(run).endswith(f"; if the run's text has moved, name it: {named}\n")
+
+
 def test_what_the_plan_sets_is_not_called_none(tmp_path: Path, tale: Path) -> None:
     run = tmp_path / "run"
     with RunFolder.create(run) as folder:
