@@ -500,6 +500,16 @@ class TestJson:
         value = {"text": "é\udcff", "numbers": (1.5, math.inf, math.nan)}
         assert to_json(value) == f'{{"text": "{text}\\udcff", "numbers": [1.5, null, null]}}'
 
+    def test_it_steers_no_terminal_and_each_object_is_a_line(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "utf-8"))
+        text = "".join(map(chr, {*range(0xD800), *range(0xE000, 0x10000)}))
+        written = to_json(text)
+        assert json.loads(written) == text
+        assert printable(written) == written
+        assert len(written.splitlines()) == 1
+
     def test_every_event_is_an_object_of_its_own(
         self, run: Run, capsys: pytest.CaptureFixture[str]
     ) -> None:

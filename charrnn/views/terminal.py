@@ -19,7 +19,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from charrnn.wording import printable
+from charrnn.wording import REORDERING, printable
+
+#: Characters that steer a terminal, or end a line for some readers, and that JSON may have as they
+#: are.
+_TO_ESCAPE = re.compile(f"[\x7f-\x9f\u2028\u2029{''.join(sorted(REORDERING))}]")
 
 
 class Output(Console):
@@ -222,11 +226,12 @@ def to_json(value: Any, indent: int | None = None) -> str:
     """Return a value as JSON that stdout's encoding can represent.
 
     NaN and infinity become null, as JSON has neither. Non-ASCII characters are escaped unless
-    stdout is utf-8. Surrogates, which stand for bytes of a file name or a sample that are not
-    utf-8, are always escaped.
+    stdout is utf-8. Always escaped are surrogates, which stand for bytes of a file name or a sample
+    that are not utf-8, and what could steer a terminal or be taken for the end of a line.
     """
     is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
     text = json.dumps(_finite(value), indent=indent, ensure_ascii=not is_utf8)
+    text = _TO_ESCAPE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     return text.encode("utf-8", "backslashreplace").decode()
 
 
