@@ -103,7 +103,9 @@ def openmp(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _whole(word: str) -> int | None:
     """Return a number above 0; None for anything else."""
-    return int(word) or None if word.strip().isdecimal() else None
+    with suppress(ValueError):  # of more digits than Python converts
+        return int(word) or None if word.strip().isdecimal() else None
+    return None
 
 
 def keep_freed_memory() -> bool:

@@ -93,6 +93,7 @@ def test_processor_time_is_so_many_whole_cores(
         ({"OMP_THREAD_LIMIT": "3", "OMP_NUM_THREADS": "many"}, "3"),
         ({"OMP_THREAD_LIMIT": "none", "OMP_NUM_THREADS": "4"}, None),
         ({"OMP_THREAD_LIMIT": "0"}, None),
+        ({"OMP_THREAD_LIMIT": "3", "OMP_NUM_THREADS": "9" * 5000}, "3"),
         ({"OMP_NUM_THREADS": "4"}, None),
     ],
 )
