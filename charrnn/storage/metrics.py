@@ -37,7 +37,8 @@ class Log:
 
     def _open(self) -> int:
         with refusals(self.path, "cannot write"):
-            # A link is not followed: in a folder from elsewhere it may lead to any file.
+            if self.path.is_symlink():  # in a folder from elsewhere it may lead to any file
+                raise OSError(errno.ELOOP, "it is a link: put the file itself in its place")
             how = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
             fd = os.open(self.path, how, 0o666)
             try:
