@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from charrnn.analysis import equations
 from charrnn.analysis.equations import CHARACTERS, SHOWN, write_out
 from charrnn.config import CellName
 from charrnn.network.model import CharModel
@@ -45,6 +46,17 @@ def test_the_equations_give_the_model_s_numbers(cell: CellName, layers: int) -> 
         assert (quantity.model is not None) == (quantity.name in ("h'", "c'", "y", "p"))
         if quantity.model:
             assert quantity.units == pytest.approx(quantity.model, abs=1e-10)
+
+
+@pytest.mark.parametrize(("logits", "characters"), [(43, 7), (1, 2)])
+def test_a_large_vocabulary_has_fewer_characters(
+    monkeypatch: pytest.MonkeyPatch, logits: int, characters: int
+) -> None:
+    """Their logits would fill the memory."""
+    monkeypatch.setattr(equations, "LOGITS", logits)
+    step = write_out(make_model("gru"), TEXT, ids(TEXT), VOCABULARY)
+    assert (step.characters, step.read) == (characters, "e")
+    assert step.logits_difference < 1e-10
 
 
 def test_a_difference_is_seen(cell: CellName, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,16 +26,21 @@ def price(model: CharModel, context: Sequence[int], symbol: int) -> float:
     return -float(torch.log_softmax(logits_V, dim=0)[symbol])
 
 
+@pytest.mark.parametrize(("at_one", "widths"), [(63, {1, 7}), (62, {1, 6})])
 @torch.no_grad()
-def test_equals_a_loop_over_resets(cell: CellName, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equals_a_loop_over_resets(
+    cell: CellName, monkeypatch: pytest.MonkeyPatch, at_one: int, widths: set[int]
+) -> None:
     monkeypatch.setattr("charrnn.analysis.memory.LOGITS", 300)
+    monkeypatch.setattr("charrnn.analysis.memory.LOGITS_AT_ONE", at_one)
     monkeypatch.setattr("charrnn.analysis.memory.BLOCKS", 3)
     model, stretch = make_model(cell), make_stretch(101, ALPHABET + "é")
     ids = stretch.ids.tolist()
     shapes: set[torch.Size] = set()
     with model.register_forward_hook(lambda _model, _given, out: shapes.add(out[0].shape)):
         found = memory(model, stretch, VOCABULARY, farthest=9, resets=7, bptt=4)
-    for lanes in (1, 7):
+    assert {width for _, width, _ in shapes} == widths
+    for lanes in widths:
         steps = max(length for length, width, _ in shapes if width == lanes)
         assert steps == 300 // (lanes * 9), "as many logits at a time as are allowed"
     starts = np.linspace(9, 91, 7).astype(int).tolist()

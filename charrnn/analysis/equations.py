@@ -37,8 +37,9 @@ from charrnn.network.cells import GRU, Cell
 from charrnn.network.model import CharModel
 from charrnn.text.vocabulary import Vocabulary
 
-#: Characters of the text computed both ways.
-CHARACTERS = 256
+#: Characters of the text computed both ways, and the most logits at them, T x V: each takes some
+#: 40 bytes, and a vocabulary of 65,536 symbols or less sets no limit.
+CHARACTERS, LOGITS = 256, 1 << 24
 #: Number of units (at the top, of symbols) whose values are shown.
 SHOWN = 4
 
@@ -91,7 +92,7 @@ def write_out(model: CharModel, text: str, ids: NDArray[np.int64], vocabulary: V
         ids: the model's symbols for it.
         vocabulary: the model's.
     """
-    ids_T = ids[-CHARACTERS:]
+    ids_T = ids[-max(2, min(CHARACTERS, LOGITS // vocabulary.size)) :]
     ids_T1 = torch.from_numpy(ids_T)[:, None].to(model.device)
     logits_T1V, hidden = model(ids_T1)
     logits_TV = _array(logits_T1V[:, 0])

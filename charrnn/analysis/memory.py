@@ -22,8 +22,9 @@ from charrnn.text.vocabulary import Vocabulary
 LONGEST = 256
 #: Number of resets: what this many multiply-adds allow, within these bounds.
 RESET_WORK, FEWEST_RESETS, MOST_RESETS = 2e11, 200, 2000
-#: Logits held in memory at a time.
-LOGITS = 1 << 22
+#: Logits held in memory at a time; and the most for one character of all lanes, with more than
+#: which lanes take turns. A vocabulary of 16,000 symbols or less needs no turns.
+LOGITS, LOGITS_AT_ONE = 1 << 22, 1 << 25
 #: Pieces of the stretch whose means give a standard error.
 BLOCKS = 20
 #: Nats per character that a shorter context may cost and still count as enough.
@@ -137,6 +138,9 @@ def memory(
 def _prices(model: CharModel, ids_TB: Tensor) -> NDArray[np.float64]:
     """Return -ln p of every symbol [T, B] but the first, read from the zero state on."""
     lanes = ids_TB.shape[1]
+    most = max(1, LOGITS_AT_ONE // model.config.vocabulary)
+    if lanes > most:
+        return np.concatenate([_prices(model, some_TB) for some_TB in ids_TB.split(most, 1)], 1)
     hidden = model.initial_hidden(lanes)
     at_once = max(1, LOGITS // (lanes * model.config.vocabulary))
     prices = []
