@@ -449,6 +449,18 @@ def test_clang_is_refused(kind: type[compiler.Library]) -> None:
 
 @needs_compiler
 @pytest.mark.usefixtures("temporary")
+def test_a_compiler_that_would_not_round_exponentials_is_refused() -> None:
+    """gcc defines this from version 12 on, with -fassociative-math and what includes it."""
+    said = compile_library(recurrence.Loops, [*compiler.find_compiler(), "-D__ASSOCIATIVE_MATH__"])
+    assert isinstance(said, str)
+    assert said.endswith(
+        'error "sums must stay in order: leave -fassociative-math, -funsafe-math-optimizations '
+        'out of CC"'
+    )
+
+
+@needs_compiler
+@pytest.mark.usefixtures("temporary")
 @pytest.mark.parametrize("option", ["-ffast-math", "-ffinite-math-only"])
 def test_a_compiler_that_would_lose_nan_is_refused(option: str) -> None:
     said = compile_library(recurrence.Loops, [*compiler.find_compiler(), option])
