@@ -2,7 +2,9 @@
 
 import copy
 import math
+import re
 from functools import cache
+from importlib.resources import files
 from typing import get_args
 from unittest.mock import Mock
 
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 
 from charrnn.compute import compiler, kernels
 from charrnn.compute.products import ways_to_share
-from charrnn.compute.steps import Steps
+from charrnn.compute.steps import Layer, Steps
 from charrnn.config import CellName, ModelConfig, SampleConfig, WeightsName
 from charrnn.inference import stepper
 from charrnn.inference.sampling import _draw, next_probabilities
@@ -76,6 +78,16 @@ def make_stepper(
     if engine == "numpy":
         return NumpyStepper(model, hidden, weights)
     return CompiledStepper(steps_for(engine), model, hidden, weights)
+
+
+def test_c_reads_a_layer_s_fields_in_the_order_in_which_python_writes_them() -> None:
+    """Another order would be read as it is: a bias as a state, and written to."""
+    source = files("charrnn.compute").joinpath("step.c").read_text(encoding="utf-8")
+    (members,) = re.findall(r"^typedef struct \{\n(.*?)^\} layer;$", source, re.M | re.S)
+    members = re.sub(r"/\*.*?\*/", "", members, flags=re.S)
+    declared = re.findall(r"(\*?)(\w+)[,;]", members)
+    ours = [re.sub(r"_[A-Z]+$", "", name) for name in Layer._fields]
+    assert declared == [("*", name) for name in ours], "each is a pointer"
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -10,12 +10,13 @@
 #define WITH_BYTES
 #include "products.h"
 
+/* In the order of Layer in charrnn/compute/steps.py; pointers only. */
 typedef struct {
-    const void *inputs;    /* panels of W transposed; null in the lowest layer */
-    const void *recurrent; /* panels of U transposed */
-    const float *bias;     /* [gates * H]; null in the lowest layer */
-    const float *second;   /* [H], a GRU's second bias; else null */
-    float *h, *c;          /* [B, H], the states, which are overwritten; c: an LSTM's, else null */
+    const void *inputs;       /* panels of W transposed; null in the lowest layer */
+    const void *recurrent;    /* panels of U transposed */
+    const float *bias;        /* [gates * H]; null in the lowest layer */
+    const float *second_bias; /* [H], a GRU's; else null */
+    float *h, *c;             /* [B, H], the states, which are overwritten; c: an LSTM's, or null */
 } layer;
 
 /* Floats of scratch space that a step needs: the sums, and the states in fewer bits, of which each
@@ -83,7 +84,8 @@ void step(long threads, long apart, long cell, long weights, long lanes, long hi
                 else if (cell == LSTM)
                     lstm_units(units.from, units.to, hidden, sum, hidden, x, c, c, h, 0);
                 else
-                    gru_units(units.from, units.to, hidden, sum, hidden, x, at.second, h, h, 0);
+                    gru_units(units.from, units.to, hidden, sum, hidden, x, at.second_bias, h, h,
+                              0);
             }
             wait_unless(apart);
         }
