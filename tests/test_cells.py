@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from unittest import mock
 
@@ -323,6 +324,21 @@ def test_inputs_may_lie_in_memory_in_any_order(name: CellName) -> None:
     turned = results(cell(x_BTE.transpose(0, 1), state), cell, x_BTE, state)
     turned["x"] = turned["x"].transpose(0, 1)
     assert_same(turned, straight, 1e-6)
+
+
+@each_cell
+@own_or_shared
+@pytest.mark.parametrize("shape", [(1, H), (B + 1, H), (B, H - 1), (B, H + 1)], ids=str)
+def test_a_state_of_other_lanes_or_units_is_refused(
+    name: CellName, shape: tuple[int, int], shared: int | None
+) -> None:
+    """Nothing below looks at its shape: C would read and write beyond the tensors' ends."""
+    cell = make_cell(name, dtype=torch.float32)
+    x, state, which = make_shared(cell, shared)
+    wrong = (*state[:-1], torch.zeros(shape))
+    said = re.escape(f"the state must be [lanes, units] = [{B}, {H}], not {list(shape)}")
+    with pytest.raises(ValueError, match=said):
+        cell(x, wrong, which)
 
 
 @each_cell

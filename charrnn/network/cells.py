@@ -110,7 +110,16 @@ class Cell(nn.Module, ABC):
         Returns:
             The outputs [T, B, H], in the inputs' type, and the state after the last
             step, in the type of ``state``.
+
+        Raises:
+            ValueError: the state has not as many lanes as the inputs, or not H units.
         """
+        shape = (x if which_TB is None else which_TB).shape[1], self.hidden
+        for part_BH in state:
+            if part_BH.shape != shape:  # C would read beyond its end, and so would oneDNN
+                raise ValueError(
+                    f"the state must be [lanes, units] = {list(shape)}, not {list(part_BH.shape)}"
+                )
         u_GH: Tensor = self.weight_recurrent
         if self.training and self.weight_drop > 0:
             u_GH = dropout(u_GH, self.weight_drop)
