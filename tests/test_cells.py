@@ -533,6 +533,12 @@ def test_gpu_bfloat16(name: CellName, inputs: int, hidden: int, cuda: torch.devi
 def test_gradients_at_a_gpu_s_default_widths_keep_their_direction(
     name: CellName, hidden: int, dtype: torch.dtype, least: float, device: str
 ) -> None:
+    assert_direction(name, hidden, dtype, least, device)
+
+
+def assert_direction(
+    name: CellName, hidden: int, dtype: torch.dtype, least: float, device: str
+) -> None:
     """The loop in float64 has the direction, which rounding turns only slightly."""
     exact = make_cell(name, 72, hidden)
     x, state = make_inputs(exact, 9, 16)
@@ -544,6 +550,14 @@ def test_gradients_at_a_gpu_s_default_widths_keep_their_direction(
     for key, value in slow.items():
         cosine = F.cosine_similarity(ours[key].double().cpu().flatten(), value.flatten(), dim=0)
         assert cosine > least, key
+
+
+def test_torch_s_lstm_keeps_the_gradient_s_direction_without_c(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """oneDNN's does not from 1,024 units on, in bf16 in AMX's tiles."""
+    monkeypatch.setattr(cells, "has_lstm_loop", lambda dtype: False)
+    assert_direction("lstm", 1024, torch.bfloat16, 0.999, "cpu")
 
 
 @pytest.mark.gpu

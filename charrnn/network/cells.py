@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from charrnn.compute.autograd import has_lstm_loop, run_gru, run_lstm, run_rnn
+from charrnn.compute.device import has_capability
 from charrnn.compute.kernels import dropout, linear
 from charrnn.config import CELL_GATES, CellName
 
@@ -233,6 +234,12 @@ class RNN(Cell):
         return ((input_BG + h_BH @ u_GH.t()).tanh(),), ()
 
 
+_WRONG_IN_TILES = 1024
+"""Fewest units with which oneDNN's LSTM gives wrong gradients in bf16 in AMX's tiles: those of
+inputs and state are at right angles to the true ones (torch 2.13; not with every width above, such
+as 1,025). In float32 they are right, and there it is no slower."""
+
+
 class LSTM(Cell):
     """A long short-term memory with a forget gate (Gers, Schmidhuber, Cummins 2000).
 
@@ -256,7 +263,11 @@ class LSTM(Cell):
             out_TBH, *after = run_lstm(linear(x, w, b), h_BH, c_BH, u, which_TB)
             return out_TBH, tuple(after)
         weights = [self.weight_input, u_GH, self.bias, torch.zeros_like(self.bias)]
-        return _run_torch(torch.lstm, x, state, weights, which_TB)
+        narrow = x.device.type == "cpu" and x.dtype == torch.bfloat16
+        is_wrong = narrow and self.hidden >= _WRONG_IN_TILES and has_capability("amx_bf16")
+        wide = x.float() if is_wrong else x
+        out_TBH, last = _run_torch(torch.lstm, wide, state, weights, which_TB)
+        return out_TBH.to(x.dtype), last
 
     def step(
         self, input_BG: Tensor, state: State, u_GH: Tensor
