@@ -41,6 +41,11 @@ from charrnn.config import CELL_GATES, CellName
 State = tuple[Tensor, ...]
 """What a cell carries from one character to the next: (h_BH,), or (h_BH, c_BH) for the LSTM."""
 
+_WRONG_IN_TILES = 1024
+"""Fewest units from which oneDNN's LSTM can give wrong gradients in bf16 in AMX's tiles: those of
+inputs and state are then at right angles to the true ones (torch 2.13; 1,025 is right). In float32
+they are right, and a window takes no longer there."""
+
 
 class Cell(nn.Module, ABC):
     """One recurrent layer: the same weights at every time step.
@@ -232,12 +237,6 @@ class RNN(Cell):
         """See ``Cell.step``."""
         (h_BH,) = state
         return ((input_BG + h_BH @ u_GH.t()).tanh(),), ()
-
-
-_WRONG_IN_TILES = 1024
-"""Fewest units with which oneDNN's LSTM gives wrong gradients in bf16 in AMX's tiles: those of
-inputs and state are at right angles to the true ones (torch 2.13; not with every width above, such
-as 1,025). In float32 they are right, and there it is no slower."""
 
 
 class LSTM(Cell):
