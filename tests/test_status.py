@@ -197,6 +197,9 @@ def test_weights_alone(cli: Cli, run: Run, trained: Path, tmp_path: Path) -> Non
     *_, come, _, last = lines(cli("inspect", best))
     assert come.startswith("weights only, after 150 of 150 steps, ")
     assert last == f"its run's newest state: charrnn inspect {folder}"
+    whole = (folder / LAST).read_bytes()
+    (folder / LAST).write_bytes(whole[:-9])
+    assert lines(cli("inspect", best))[-1] == f"sample from it with: charrnn sample {best}"
     alone = shutil.copy(trained / BEST, tmp_path / "mine.safetensors")
     assert lines(cli("inspect", alone))[-1] == f"sample from it with: charrnn sample {alone}"
     (folder / LAST).unlink()
@@ -220,10 +223,16 @@ def test_earlier_checkpoints(cli: Cli, run: Run) -> None:
         assert lines(cli("inspect", path))[-1] == (
             f"its run's newest state: charrnn inspect {path.parent}"
         )
+    last.write_bytes(last.read_bytes()[:-9])
+    damaged = cli("inspect", last.parent)
+    assert damaged.err.endswith(f"one of {', '.join(sorted(one.name for one in earlier))}\n")
+    newest, oldest = (lines(cli("inspect", path))[-1] for path in earlier)
+    assert newest == f"go on with: charrnn train --run {last.parent} --resume"
+    assert oldest == f"its run's newest state: charrnn inspect {earlier[0]}"
     last.unlink()
     *_, come, _, then = lines(cli("inspect", last.parent))
     assert come.startswith("so far 140 of 200 steps, ")
-    assert then == f"go on with: charrnn train --run {last.parent} --resume"
+    assert then == newest
 
 
 def test_made_elsewhere_of_a_text_that_is_gone(cli: Cli, run: Run) -> None:

@@ -18,7 +18,7 @@ from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.network.model import CharModel
 from charrnn.runs.comparison_folder import going_on
 from charrnn.runs.run import Progress, RunSummary
-from charrnn.storage.checkpoint import Checkpoint, find
+from charrnn.storage.checkpoint import Checkpoint, DamagedCheckpointError, find, load
 from charrnn.storage.reading import TextRecord
 from charrnn.storage.runfolder import checkpoints_in
 from charrnn.storage.trained import load_model
@@ -47,7 +47,7 @@ class RunStatus:
     """The command that goes on with the run; None: it is finished, or would not go on from this
     checkpoint."""
     newer: Path | None
-    """The run's folder, if it holds a newer state than this."""
+    """The run's folder, if it holds a newer state than this; the file, if the newest is damaged."""
 
     @property
     def is_finished(self) -> bool | None:
@@ -106,8 +106,10 @@ def read_status(path: Path) -> RunStatus:
     go_on, newer = None, None
     there = _names(file.parent)
     if file.name in there:
-        if there[0] != file.name:
-            newer = file.parent
+        before = there[: there.index(file.name)]
+        newest = next((name for name in before if _counts(file.parent / name)), None)
+        if newest is not None:
+            newer = file.parent if newest == there[0] else file.parent / newest
         elif checkpoint.is_state and not run.is_finished:
             go_on = _command(file.parent, text)
     return RunStatus(
@@ -153,6 +155,17 @@ def _newest(path: Path) -> Path:
         if path.is_dir() and (there := _names(path)):
             return path / there[0]
     return find(path)
+
+
+def _counts(file: Path) -> bool:
+    """Whether resuming looks at a checkpoint: a damaged one is passed over."""
+    try:
+        load(file)
+    except DamagedCheckpointError:
+        return False
+    except CheckpointError:  # of another format, or unreadable: that is reported
+        pass
+    return True
 
 
 def _names(folder: Path) -> list[str]:
