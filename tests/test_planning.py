@@ -26,7 +26,7 @@ from charrnn.network.capture import UpdateResult
 from charrnn.runs import planning, schedule, training
 from charrnn.runs.events import Event, Finished, Logged, Paused, Planned, Validated
 from charrnn.runs.planning import Planner
-from charrnn.runs.run import Best, Progress, Run, SavedState
+from charrnn.runs.run import Best, Progress, Run
 from charrnn.runs.schedule import Schedule
 from charrnn.runs.training import train
 
@@ -97,7 +97,7 @@ class StubRun(Run):
 
     def save(self) -> Path:
         self.world.spend(self.world.save)
-        self.saved = SavedState(replace(self.progress), Path("last"), self.settings())
+        self.saved = self.as_saved(Path("last"))
         return self.saved.path
 
     def save_best(self) -> None:

@@ -48,7 +48,7 @@ from charrnn.runs.events import (
 )
 from charrnn.runs.planning import Planner
 from charrnn.runs.resuming import _other_machine, resume
-from charrnn.runs.run import Best, Progress, Run, SavedState
+from charrnn.runs.run import Best, Progress, Run
 from charrnn.runs.schedule import Schedule
 from charrnn.runs.starting import start
 from charrnn.runs.training import train
@@ -904,9 +904,7 @@ def test_a_folder_that_another_run_has_taken_is_none_to_go_on_in(start_run: Star
     with pytest.raises(TakenFolderError) as caught:
         for event in train(run):
             if isinstance(event, Validated) and not others:
-                run.saved = SavedState(
-                    replace(run.progress), path / "last.safetensors", run.settings()
-                )
+                run.saved = run.as_saved(path / "last.safetensors")
                 shutil.rmtree(path)
                 others.append(RunFolder.create(path))
     assert str(caught.value).endswith(

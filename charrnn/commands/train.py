@@ -265,9 +265,9 @@ def train(
             spooled=typed,
             keep=keep,
         )
-        if old.is_finished:
+        if old.was_finished:
             old.save_names()
-        if old.is_finished and not as_json:
+        if old.was_finished and not as_json:
             if not quiet:
                 _say_finished(old)
             print_path(folder.path)

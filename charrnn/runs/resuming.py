@@ -27,7 +27,7 @@ from charrnn.runs.assembling import (
     refuse_validations,
     steps_of,
 )
-from charrnn.runs.run import Best, Progress, Run, SavedState, Settings
+from charrnn.runs.run import Best, Progress, Run, SavedState
 from charrnn.storage.checkpoint import Checkpoint, DamagedCheckpointError, load
 from charrnn.storage.reading import (
     TextRecord,
@@ -84,13 +84,15 @@ def resume(
     assert checkpoint.path is not None, "it was loaded from there"
     path = checkpoint.path
     model, vocabulary = trained_model(checkpoint)
-    saved = Settings(
+    saved = SavedState(
+        path=path,
+        progress=checkpoint.record("progress", Progress),
         config=checkpoint.record("training", TrainConfig),
         text=checkpoint.record("text", TextRecord),
         keep=max(0, checkpoint.require("keep", int)),
         device=checkpoint.require("device", str),
     )
-    progress = checkpoint.record("progress", Progress)
+    progress = replace(saved.progress)
     _refuse_others(fixed, saved, model.config, vocabulary)
     folder.keep = saved.keep if keep is None else keep
     given = options_again({**changes, "keep": keep, "device": device and device.type})
@@ -154,16 +156,15 @@ def resume(
         validated=progress.validated_step == progress.step,
     )
     run.resumed = True
-    # Read again, unchanged: a new budget has already dropped the plan from ``progress``.
-    run.saved = SavedState(checkpoint.record("progress", Progress), path, saved)
-    if not run.is_finished:  # else nothing comes of the changes
+    run.saved = saved
+    if not run.was_finished:  # else nothing comes of the changes
         run.notes += changed
     run.better, said = _best(folder, progress, goes_on=not run.is_finished)
     run.notes += said
     return run
 
 
-def _as_kept(fixed: Mapping[str, Any], saved: Settings) -> dict[str, Any]:
+def _as_kept(fixed: Mapping[str, Any], saved: SavedState) -> dict[str, Any]:
     """Return given values as a new run has them: the codec's own name; lanes that fit the text.
 
     A share of the text may differ by the character that its border was rounded to.
@@ -193,7 +194,7 @@ def _share(text: TextRecord, name: PartName) -> float:
 
 
 def _refuse_others(
-    fixed: Mapping[str, Any], saved: Settings, shape: ModelConfig, vocabulary: Vocabulary
+    fixed: Mapping[str, Any], saved: SavedState, shape: ModelConfig, vocabulary: Vocabulary
 ) -> None:
     """Refuse given values that differ from those the run was started with.
 

@@ -172,24 +172,19 @@ class Best(NamedTuple):
     step: int
 
 
-class Settings(NamedTuple):
-    """What a checkpoint records of the settings that may change when a run is resumed."""
+@dataclass(frozen=True)
+class SavedState(_Standing):
+    """The last checkpoint that was written or read."""
 
+    path: Path
+    """Its file: an earlier checkpoint's if the last was damaged."""
+    progress: Progress
+    """As it is in that file, like the settings below, which may change when a run is resumed."""
     config: TrainConfig
     text: TextRecord
     keep: int
     """How many earlier checkpoints to keep."""
     device: str
-
-
-class SavedState(NamedTuple):
-    """The last checkpoint that was written or read."""
-
-    progress: Progress
-    """As it is in that file."""
-    path: Path
-    """Its file: an earlier checkpoint's if the last was damaged."""
-    settings: Settings
 
 
 @dataclass
@@ -229,9 +224,10 @@ class Run(_Standing):
         """Where the model computes."""
         return self.model.device
 
-    def settings(self) -> Settings:
-        """Return the settings that the next checkpoint will record."""
-        return Settings(self.config, self.text, self.folder.keep, self.device.type)
+    def as_saved(self, path: Path) -> SavedState:
+        """Return what a checkpoint would have that is written to a path now."""
+        progress, keep = replace(self.progress), self.folder.keep
+        return SavedState(path, progress, self.config, self.text, keep, self.device.type)
 
     @property
     def is_saved(self) -> bool:
@@ -240,12 +236,17 @@ class Run(_Standing):
             return False
         saved, now = self.saved.progress, self.progress
         return (
-            self.saved.settings == self.settings()
+            self.saved == replace(self.as_saved(self.saved.path), progress=saved)
             and saved.step == now.step
             and saved.row_updates == now.row_updates
             and saved.validated_step == now.validated_step
             and saved.planned_steps == now.planned_steps
         )
+
+    @property
+    def was_finished(self) -> bool:
+        """Whether nothing is left to do, and was before: what is given anew has no effect then."""
+        return self.is_finished and self.saved is not None and self.saved.is_finished
 
     @property
     def validates_on_learnt(self) -> bool:
@@ -288,7 +289,7 @@ class Run(_Standing):
             return self.owner
         texts = self.text.to_name
         if self.saved is not None:
-            was, now = self.saved.settings, self.settings()
+            was, now = self.saved, self.as_saved(self.saved.path)
             fields = [*BUDGETS, "lr", "patience"]
             given = {name: getattr(now.config, name) for name in fields}
             given = {n: value for n, value in given.items() if value != getattr(was.config, n)}
@@ -345,7 +346,7 @@ class Run(_Standing):
         # Stored outside the progress, too: RunFolder tells checkpoints apart by it alone.
         checkpoint.meta["step"] = self.progress.step
         path = self.folder.save_last(checkpoint)
-        self.saved = SavedState(replace(self.progress), path, self.settings())
+        self.saved = self.as_saved(path)
         return path
 
     def save_names(self) -> None:
@@ -359,13 +360,13 @@ class Run(_Standing):
             RunFolderError: as for ``save``.
         """
         assert self.saved is not None, "it goes on"
-        settings = self.saved.settings._replace(text=self.text, keep=self.folder.keep)
-        if settings == self.saved.settings:
+        named = replace(self.saved, text=self.text, keep=self.folder.keep)
+        if named == self.saved:
             return
         checkpoint = load(self.saved.path)
         meta = checkpoint.meta | {"text": self.text.to_dict(), "keep": self.folder.keep}
         path = self.folder.save_last(replace(checkpoint, meta=meta))
-        self.saved = self.saved._replace(path=path, settings=settings)
+        self.saved = replace(named, path=path)
 
     def count_validation(self, nats: float) -> bool:
         """Take note of a validation's loss; if it is the lowest so far, save the weights.

@@ -130,7 +130,7 @@ class _Loop:
 
     def events(self) -> Iterator[Event]:
         """Yield what happens until the run is over or stopped."""
-        run, had_finished = self.run, self.run.is_finished
+        run, was_finished = self.run, self.run.was_finished
         try:
             yield from self._updates()
         except CorpusError as error:
@@ -145,7 +145,7 @@ class _Loop:
         if run.is_finished:
             run.adopt_better()
         # If nothing was left to do, a new setting, such as a rate, has had no effect: not saved.
-        if not run.is_saved and not had_finished:
+        if not run.is_saved and not was_finished:
             yield self._save()
         # If the run was asked to stop after its last validation, it is finished nevertheless.
         if self.stop_reason is not None and not run.is_finished:

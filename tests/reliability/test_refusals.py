@@ -31,7 +31,7 @@ from charrnn.storage.trained import load_model
 from charrnn.wording import duration
 from tests.conftest import Result, give_memory, make_prose, run_cli
 from tests.reliability.conftest import Promise
-from tests.reliability.runs import CPU, begin, drive, rows
+from tests.reliability.runs import CPU, begin, drive, rows, stopped
 
 pytestmark = pytest.mark.usefixtures("short_samples")
 
@@ -634,6 +634,32 @@ def test_a_budget_that_is_used_up_ends_a_run_where_it_is(run: Path) -> None:
     (last,) = [row for row in rows(run) if row["step"] == 13 and "learning_rate" in row]
     rate = config.lr * Schedule(config.warmup_steps, config.steps).factor(12)
     assert last["learning_rate"] == rate
+
+
+@pytest.mark.parametrize("option", ["--steps", "--patience"])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_option_that_ends_a_run_at_a_validation_is_kept(
+    tmp_path: Path, tale: Path, option: str, as_json: bool
+) -> None:
+    """No update or validation is left to do, but the checkpoint does not say so yet."""
+    run = tmp_path / "run"
+    step = stopped(run, tale, lambda it: it.progress.validations_since_best == 1, lr=3.0)
+    assert go_on_of(run) is not None
+    value = step if option == "--steps" else 1
+    json_too = ["--json"] if as_json else []
+    result = run_cli("train", "--run", run, "--resume", option, value, *json_too)
+    assert result.code == 0
+    assert "finished already" not in result.err
+    assert ('"complete": true' if as_json else f"after {step} steps") in result.out + result.err
+    assert go_on_of(run) is None
+    assert "finished already" in run_cli("train", "--run", run, "--resume").err
+    assert rows(run)[-1]["step"] == step
+
+
+def go_on_of(run: Path) -> str | None:
+    """Return the command that continues a run, as ``inspect`` says it."""
+    found: str | None = json.loads(run_cli("inspect", run, "--json").out)["go_on"]
+    return found
 
 
 def test_a_run_that_ran_out_of_patience(tmp_path: Path, tale: Path) -> None:
