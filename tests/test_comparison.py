@@ -977,6 +977,39 @@ class TestCompare:
         shutil.rmtree(run)
         assert cli("compare", "--run", run.parent, "--resume", "--quiet").code == 0
 
+    @pytest.mark.parametrize("how", ["gone", "damaged"])
+    @pytest.mark.parametrize("lost", ["best", "last"])
+    def test_a_run_that_lost_a_checkpoint_is_trained_anew(
+        self, cli: Cli, prose: Path, tmp_path: Path, how: str, lost: str
+    ) -> None:
+        """What trains it alone, --init-from or another of its checkpoints, is of no use here."""
+        run = tmp_path / "all" / "rnn-seed1"
+        words = ("--cell", "rnn", "--run", run.parent, *SHORT, "--quiet")
+        assert cli("compare", prose, *words).code == 0
+        if lost == "last":  # of a run that was stopped
+            (run / "result.json").unlink()
+            for earlier in run.glob("step-*"):
+                earlier.unlink()
+        file = run / f"{lost}.safetensors"
+        if how == "gone":
+            file.unlink()
+        else:
+            file.write_bytes(file.read_bytes()[:-1])
+        again = ("compare", "--run", run.parent, "--resume", "--report", tmp_path / "page.html")
+        tried = cli(*again, "--quiet")
+        if (lost, how) != ("last", "gone"):  # then it begins again by itself
+            line = tried.err.splitlines()[-1]
+            assert tried.code == 1
+            assert line.startswith(f"charrnn: {file}: {'missing' if how == 'gone' else 'damaged'}")
+            assert line.endswith(
+                f"; to train this run anew, remove {run}, and go on with the comparison"
+            )
+            assert "--init-from" not in line
+            assert "take another" not in line
+            shutil.rmtree(run)
+            tried = cli(*again, "--quiet")
+        assert tried.code == 0
+
     def test_an_error_says_that_no_run_came_to_its_end(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

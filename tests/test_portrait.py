@@ -81,7 +81,9 @@ def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
         assert (short.inspection is not None) == long_enough
     best = Path(run.run) / "best.safetensors"
     best.unlink()
-    with pytest.raises(CheckpointError, match=re.escape(f"{best}: no such checkpoint")):
+    with pytest.raises(
+        CheckpointError, match=re.escape(f"{best}: missing; to train this run anew")
+    ):
         portray_comparison(made)
 
 

@@ -290,9 +290,10 @@ def _open_run(
         held = RunFolder.create(path, command=command or "", over_best=True)
     with held as folder:
         if begun:
-            run = resume(
-                folder, device=device, changes={}, texts=plan.texts, valid_texts=plan.valid
-            )
+            with training_anew(path):
+                run = resume(
+                    folder, device=device, changes={}, texts=plan.texts, valid_texts=plan.valid
+                )
             has, parameters = run.model.config, run.model.parameter_count()
             _refuse_another_shape(path, has.layers, has.hidden, parameters, shape)
         else:
@@ -331,19 +332,38 @@ def _going_on(run: Run) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def training_anew(run: Path, needed: Path | None = None) -> Iterator[None]:
+    """Say in an error about a lost checkpoint what to do: to train its run anew.
+
+    Args:
+        run: the folder of a comparison's run.
+        needed: the checkpoint that may be missing; None: it is there.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged or missing, with what to do; or it may be whole.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        if isinstance(error, DamagedCheckpointError):
+            lost = f"{shown(error.path)}: {error.flaw}"
+        elif needed is not None and not os.path.exists(needed):  # noqa: PTH110 - never raises
+            lost = f"{shown(needed)}: missing"
+        else:
+            raise
+        raise CheckpointError(
+            f"{lost}; to train this run anew, remove {shown(run)}, and go on with the comparison"
+        ) from error
+
+
 def _measure(run: Run, speed: float, should_stop: Callable[[], str | None]) -> RunResult:
     """Score the best checkpoint of a finished run on what was held out."""
     path, progress = run.folder.path, run.progress
     # Only the checkpoint that training chose: if it is gone, the last one must not replace it.
     chosen = chosen_in(path, validated=progress.best_step is not None)
-    try:
+    with training_anew(path, chosen):
         model, vocabulary, checkpoint = load_model(chosen, run.device)
-    except CheckpointError as error:
-        if os.path.exists(chosen) and not isinstance(error, DamagedCheckpointError):  # noqa: PTH110
-            raise  # it may be whole
-        raise CheckpointError(
-            f"{error}; to train this run anew, remove {shown(path)}, and go on with the comparison"
-        ) from error
     run_once(model)
 
     def score_part(part: Part) -> Scores:

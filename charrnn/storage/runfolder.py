@@ -271,7 +271,8 @@ class RunFolder:
         """Return the newest intact checkpoint with state, and a note on each one passed over.
 
         Raises:
-            CheckpointError: none is intact, or a newer one has another format or is unreadable.
+            DamagedCheckpointError: none is intact.
+            CheckpointError: none has state, or a newer one has another format or is unreadable.
             RunFolderError: the folder cannot be read.
         """
         passed_over: list[str] = []
@@ -291,14 +292,16 @@ class RunFolder:
             return checkpoint, [
                 f"{flaw}: took {path.name} instead, step {step}" for flaw in passed_over
             ]
-        if damage is None:
-            flaw = f"{shown(self.path)}: holds {BEST} only, which has no state to resume from"
-        else:
-            flaw = f"{shown(damage.path)}: {damage.flaw}, and no checkpoint is whole to resume from"
+        weights = ""
         with suppress(CheckpointError):
             read_description(self.path / BEST)
-            flaw += f"; {BEST} has weights to start from with --init-from, in another folder"
-        raise CheckpointError(flaw) from damage
+            weights = f"; {BEST} has weights to start from with --init-from, in another folder"
+        if damage is None:
+            raise CheckpointError(
+                f"{shown(self.path)}: holds {BEST} only, which has no state to resume from{weights}"
+            )
+        flaw = f"{damage.flaw}, and no checkpoint is whole to resume from"
+        raise DamagedCheckpointError(damage.path, flaw, weights) from damage
 
     def _step_if_whole(self, path: Path) -> int | None:
         """Return the step of a checkpoint file; None if there is none or it is damaged."""

@@ -11,11 +11,10 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from rich.cells import cell_len
 
 from charrnn.analysis.activity import activation
@@ -27,6 +26,7 @@ from charrnn.errors import NonFiniteError
 from charrnn.inference.evaluation import prices
 from charrnn.inference.sampling import sample, unwarned
 from charrnn.network.model import CharModel
+from charrnn.runs.comparing import training_anew
 from charrnn.runs.comparison import Comparison, RunResult
 from charrnn.runs.run import RunSummary
 from charrnn.runs.status import summary_of
@@ -41,6 +41,7 @@ from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.surprise import PricedText
 from charrnn.wording import printable, shown
 
+T = TypeVar("T")
 #: A row of ``metrics.jsonl``.
 Row = Mapping[str, Any]
 #: Returns the rows of the log in a run's folder.
@@ -252,14 +253,15 @@ def portray_comparison(
     """
     plan, portraits = comparison.plan, []
     scan_once, read_once = cache(scan), cache(read_log)
+    load_on_cpu = partial(load_model, device="cpu")
     for cell in comparison.cells:
-        model, vocabulary, checkpoint = load_model(_scored(cell.best), torch.device("cpu"))
+        model, vocabulary, checkpoint = _read_scored(cell.best, load_on_cpu)
         part = recorded_part(
             checkpoint, plan.compared_on, read=scan_once, moved=plan.compared_texts
         )
         inspection = _inspect_end(checkpoint, model, vocabulary, part, read_once)
         # Runs may validate on different amounts of the text, as that depends on their speed.
-        on = frozenset(validated_on(read_description(_scored(run))) for run in cell.runs)
+        on = frozenset(validated_on(_read_scored(run, read_description)) for run in cell.runs)
         name = cell.cell.upper()
         portraits.append(
             portray(name, checkpoint, model, vocabulary, part, inspection, on, read_once)
@@ -268,9 +270,15 @@ def portray_comparison(
     return portraits, [(run, read_once(Path(run.run))) for run in runs]
 
 
-def _scored(run: RunResult) -> Path:
-    """Return the checkpoint that a comparison scored."""
-    return chosen_in(Path(run.run), validated=run.valid_nats_per_char is not None)
+def _read_scored(run: RunResult, read: Callable[[Path], T]) -> T:
+    """Read the checkpoint that a comparison scored.
+
+    Raises:
+        CheckpointError: it is not usable; if it is lost, with what to do.
+    """
+    scored = chosen_in(Path(run.run), validated=run.valid_nats_per_char is not None)
+    with training_anew(Path(run.run), scored):
+        return read(scored)
 
 
 def _inspect_end(
