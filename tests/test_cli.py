@@ -326,7 +326,7 @@ class TestBadInput:
             ("train {prose} --init-from {trained} --hidden 9", 2, "has 32: leave it out"),
             ("train {prose} --init-from {trained} --cell gru", 2, "has lstm"),
             ("train {prose} --init-from {trained} --min-count 3", 2, "--min-count"),
-            ("train {prose} --init-from {trained} --encoding bytes", 2, "--encoding bytes"),
+            ("train {prose} --init-from {trained} --encoding bytes", 2, "name the encoding that"),
             # Sampling.
             ("sample", 2, "Missing argument"),
             ("sample {missing}", 1, "no such checkpoint"),
@@ -352,7 +352,7 @@ class TestBadInput:
             ("evaluate {trained} --text {prose} --per-char {hollow}", 1, "directory"),
             ("evaluate {trained} --text {letter}", 1, "at least 2 characters"),
             ("evaluate {trained} --text {latin}", 1, "--encoding"),
-            ("evaluate {trained} --text {prose} --encoding bytes", 2, "--encoding bytes"),
+            ("evaluate {trained} --text {prose} --encoding bytes", 2, "name the encoding that"),
             ("evaluate {trained} {missing} --text {prose}", 1, "no such checkpoint"),
         ],
     )

@@ -373,5 +373,7 @@ def refuse_other_symbols(encoding: str, vocabulary: Vocabulary, who: str) -> Non
         UsageError: they do not fit.
     """
     if (text_encoding(encoding) == BYTES) != vocabulary.is_bytes:
-        reads = "bytes" if vocabulary.is_bytes else "characters"
-        raise UsageError(f"--encoding {encoding}: {who} reads {reads}: leave it out")
+        reads, instead = "bytes", ""
+        if not vocabulary.is_bytes:  # a text in another encoding may have advised bytes
+            reads, instead = "characters", ", or name the encoding that the text has"
+        raise UsageError(f"--encoding {encoding}: {who} reads {reads}: leave it out{instead}")
