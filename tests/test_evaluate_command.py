@@ -30,6 +30,7 @@ from charrnn.text.scanning import _scan_file, scan
 from tests.conftest import (
     GOLDEN_DATA,
     QUICK,
+    SIZES,
     Cli,
     documented_fields,
     make_prose,
@@ -261,6 +262,23 @@ class TestEvaluate:
         # Another split of the text is another setting, and so is nothing to be a mean of.
         rows = json.loads(cli("evaluate", "wide-1", "less-3", "--text", prose, "--json").out)
         assert [row["over_seeds"] for row in rows] == [None, None]
+
+    def test_a_run_that_got_more_is_no_seed_of_one_that_had_it_at_once(
+        self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its rate has risen and fallen twice."""
+        monkeypatch.chdir(tmp_path)
+        for seed, steps in enumerate(["6", "6", "3-6", "3-6", "4-6"], start=1):
+            first, *more = steps.split("-")
+            run = ("--run", f"{steps}-{seed}")
+            words = ("--steps", first, *SIZES, "--seed", seed)
+            assert cli("train", prose, *run, *words).code == 0
+            for budget in more:
+                assert cli("train", *run, "--resume", "--steps", budget).code == 0
+        runs = sorted(path.name for path in tmp_path.iterdir())
+        rows = json.loads(cli("evaluate", *runs, "--text", prose, "--json").out)
+        means = [row["over_seeds"]["checkpoints"] for row in rows if row["over_seeds"]]
+        assert means == [["3-6-3", "3-6-4"], ["6-1", "6-2"]]
 
     def test_says_on_how_much_validations_chose_the_checkpoint(
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

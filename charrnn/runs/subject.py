@@ -198,7 +198,10 @@ class Subject:
         text = run.text
         read = (text.fingerprint, text.valid_fingerprint, text.encoding)
         # The best by validation, the last, or one kept after so many steps.
-        which = (own.is_state and kept_at is None, kept_at)
+        which = [own.is_state and kept_at is None, kept_at]
+        # Another budget, given when the run had come so far: the rate rises again there.
+        if run.config.minutes is None and (since := run.progress.planned_at_step):
+            which.append(since)
         given = json.dumps([values, *read, text.train, text.valid, text.test, *which])
         is_unfinished = not run.is_finished and (own.is_state or newest is not own)
         return OfRun(seed, hashlib.sha256(given.encode()).hexdigest()[:16], step, is_unfinished)
