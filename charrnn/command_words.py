@@ -59,9 +59,14 @@ def resume_command(folder: Path, *options: str, texts: Sequence[str] = ()) -> st
     Args:
         folder: the run's.
         options: to append.
-        texts: the texts that it must name; "TEXT" stands for one that is not known.
+        texts: the texts that it must name; "TEXT" stands for one that is not known, and "-" for
+            standard input.
+
+    >>> resume_command(Path("runs/a"), texts=["-b.txt", "-"])
+    'charrnn train ./-b.txt - --run runs/a --resume'
     """
-    return command_line(["charrnn", "train", *texts, "--run", folder, "--resume", *options])
+    named = [Path(name) if name.startswith("-") and name != "-" else name for name in texts]
+    return command_line(["charrnn", "train", *named, "--run", folder, "--resume", *options])
 
 
 def comparison_command(folder: Path, *options: str | Path) -> str:
