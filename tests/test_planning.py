@@ -220,7 +220,7 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
             if event == Finished("stop", complete=False):
                 progress = Progress.from_dict(run.progress.to_dict())
                 told.run = stub_run(world, config, progress, held_out, device)
-        reason = "patience" if told.run.is_out_of_patience else "done"
+        reason = "done" if told.run.is_used_up else "patience"
         assert told.events[-1][1] == Finished(reason, complete=True)
         return told
 

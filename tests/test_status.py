@@ -177,7 +177,8 @@ def test_a_last_validation_that_is_missing(cli: Cli, run: Run) -> None:
 
 
 def test_a_run_out_of_patience_is_finished(cli: Cli, run: Run) -> None:
-    path = run(training={"steps": 200, "patience": 2}, progress={"validations_since_best": 2})
+    stopped = {"planned_steps": 200, "validations_since_best": 2}
+    path = run(training={"steps": 200, "patience": 2}, progress=stopped)
     assert lines(cli("inspect", path))[7].startswith(
         "stopped early (no new best in 2 validations) after 150 steps, "
     )

@@ -305,9 +305,10 @@ def _take_free(texts: Sequence[str], what: str, command: str) -> RunFolder:
 
 def _say_finished(run: Run) -> None:
     """Say that a run has nothing left to do, and what would make it go on."""
-    larger = "--patience" if run.is_out_of_patience else "--minutes, --epochs or --steps"
+    larger = ["--patience"] if run.is_out_of_patience else []
+    larger += ["--minutes, --epochs or --steps"] if run.is_used_up else []
     progress = run.progress
     say(
         f"{shown(run.folder.path)}: finished already, after {progress.step:,} steps and "
-        f"{duration(progress.seconds)}: give a larger {larger} to go on"
+        f"{duration(progress.seconds)}: give a larger {' and a larger '.join(larger)} to go on"
     )

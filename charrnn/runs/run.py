@@ -121,10 +121,20 @@ class _Standing:
         return patience is not None and self.progress.validations_since_best >= patience
 
     @property
+    def is_used_up(self) -> bool:
+        """Whether all planned updates are done."""
+        step, planned = self.progress.step, self.progress.planned_steps
+        return planned is not None and step >= planned
+
+    @property
     def is_over(self) -> bool:
         """Whether there is no update left to do."""
-        step, planned = self.progress.step, self.progress.planned_steps
-        return self.is_out_of_patience or (planned is not None and step >= planned)
+        return self.is_out_of_patience or self.is_used_up
+
+    @property
+    def end(self) -> str:
+        """Why there is no update left to do: "done", or "patience" if more were planned."""
+        return "done" if self.is_used_up else "patience"
 
     @property
     def is_finished(self) -> bool:

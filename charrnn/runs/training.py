@@ -151,7 +151,7 @@ class _Loop:
         if self.stop_reason is not None and not run.is_finished:
             yield Finished(self.stop_reason, complete=False)
         else:
-            yield Finished("patience" if run.is_out_of_patience else "done", complete=True)
+            yield Finished(run.end, complete=True)
 
     def _updates(self) -> Iterator[Event]:
         run, progress = self.run, self.run.progress

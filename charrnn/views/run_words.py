@@ -212,8 +212,7 @@ def status_lines(status: RunStatus) -> list[str]:
     if not status.is_state:
         lines.append(f"weights only, after {come}")
     elif status.is_finished:
-        reason = "patience" if run.is_out_of_patience else "done"
-        lines.append(f"{why_ended(reason, run.config.patience)} after {come}")
+        lines.append(f"{why_ended(run.end, run.config.patience)} after {come}")
     else:
         lines.append(f"so far {come}")
     if (best := best_line(run)) is not None:

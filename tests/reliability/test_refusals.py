@@ -680,6 +680,25 @@ def test_a_run_that_ran_out_of_patience(tmp_path: Path, tale: Path) -> None:
     assert rows(run)[-1]["step"] > over
 
 
+def test_a_run_that_ran_out_of_patience_and_steps(tmp_path: Path, tale: Path) -> None:
+    """It did all its steps, so it did not stop early; and it needs more of both."""
+    first, run = tmp_path / "first", tmp_path / "run"
+    with RunFolder.create(first) as folder:
+        drive(begin(folder, tale))
+    words = ("--run", run, "--init-from", first, "--lr", 30, "--steps", 3, "--patience", 1)
+    done = run_cli("train", tale, *words, "--validate-every", 3)
+    assert "done after 3 steps" in done.err
+    assert "no update improved on the weights" in done.err
+    assert "done after 3 steps" in run_cli("inspect", run).out
+    again = ("train", "--run", run, "--resume")
+    assert run_cli(*again).err.endswith(
+        " s: give a larger --patience and a larger --minutes, --epochs or --steps to go on\n"
+    )
+    assert "a larger --patience to go on" in run_cli(*again, "--steps", 5).err
+    assert "larger --minutes, --epochs or --steps to go on" in run_cli(*again, "--steps", 3).err
+    assert "done after 5 steps" in run_cli(*again, "--steps", 5, "--patience", 2).err
+
+
 def test_standard_input_says_at_once_that_it_cannot_be_read_again(
     tmp_path: Path, tale: Path
 ) -> None:
