@@ -1224,6 +1224,22 @@ class TestCompare:
                 f"holds no comparison to resume: it holds a run: go on with it with: {go_on}\n"
             )
 
+    def test_a_run_on_standard_input_is_no_comparison_and_needs_its_text(
+        self, cli: Cli, prose: Path, tmp_path: Path
+    ) -> None:
+        run = tmp_path / "run"
+        typed = ("train", "-", "--run", run, *SHORT)
+        assert cli(*typed, stdin=prose.read_bytes()).code == 0
+        go_on = f"go on with it with: charrnn train TEXT --run {shlex.quote(str(run))} --resume"
+        for words in (
+            ("compare", prose, "--run", run, *SHORT),
+            ("compare", "--run", run, "--resume"),
+            ("train", prose, "--run", run, *SHORT),
+        ):
+            refused = cli(*words)
+            assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
+            assert go_on in refused.err
+
     def test_one_of_its_runs_is_no_comparison(
         self, cli: Cli, prose: Path, uninterrupted: Path
     ) -> None:

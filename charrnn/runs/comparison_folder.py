@@ -113,18 +113,22 @@ def comparison_of(run: Path) -> Path | None:
     return run.parent if run.name in {plan.run_name(*one) for one in plan.runs()} else None
 
 
-def going_on(run: Path, texts: Sequence[str] = ()) -> str:
+def going_on(run: Path, texts: Sequence[str] | None = None) -> str:
     """Return the command that goes on with the run in a folder, or with its comparison.
 
     Args:
         run: the folder.
-        texts: as in ``resume_command``.
+        texts: as in ``resume_command``; None: looked up in the folder.
 
     Raises:
         RunFolderError: as in ``comparison_of``.
     """
     if (comparison := comparison_of(run)) is not None:
         return comparison_command(comparison)
+    if texts is None:
+        from charrnn.storage.runfolder import texts_to_name  # only now: it imports torch
+
+        texts = texts_to_name(run)
     return resume_command(run, texts=texts)
 
 

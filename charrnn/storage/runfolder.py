@@ -350,12 +350,11 @@ class RunFolder:
         """Raise RunFolderError if the folder holds a run; an abandoned one's log does not count."""
         if checkpoints := checkpoints_in(self.path):
             where = ""
-            texts: tuple[str, ...] = ()
-            with suppress(CheckpointError, KeyError, TypeError):
-                checkpoint = read_description(checkpoints[0])
-                where = f" at step {checkpoint.require('step', int)}"
-                texts = ("TEXT",) if "-" in checkpoint.meta["text"]["texts"] else ()
-            go_on = f"go on with it with: {resume_command(self.path, texts=texts)};"
+            with suppress(CheckpointError):
+                step = read_description(checkpoints[0]).require("step", int)
+                where = f" at step {step}"
+            again = resume_command(self.path, texts=texts_to_name(self.path))
+            go_on = f"go on with it with: {again};"
             if all(path.name == BEST for path in checkpoints):
                 weights = f"its {BEST} has weights for --init-from, but no state to go on from"
                 go_on = f"{weights}: remove it and {LOG},"
@@ -420,6 +419,17 @@ def has_state(folder: Path) -> bool:
     """
     with refusals(folder, "cannot read the run's folder"):
         return _is_folder(folder) and any(path.name != BEST for path in checkpoints_in(folder))
+
+
+def texts_to_name(folder: Path) -> tuple[str, ...]:
+    """Return the texts that a command must name to go on with the run in a folder.
+
+    TEXT, if that read standard input; none, or where its newest checkpoint cannot be read.
+    """
+    with suppress(CheckpointError, RunFolderError, LookupError, TypeError):
+        if "-" in read_description(checkpoints_in(folder)[0]).meta["text"]["texts"]:
+            return ("TEXT",)
+    return ()
 
 
 def _link(source: Path, target: Path) -> None:
