@@ -1501,7 +1501,10 @@ class TestCompare:
         (tmp_path / "comparison.json").mkdir()
         with pytest.raises(RunFolderError) as raised:
             open_plan(tmp_path)
-        assert str(raised.value) == f"{tmp_path}/comparison.json: not usable: Is a directory"
+        assert str(raised.value) == (
+            f"{tmp_path}/comparison.json: not usable: Is a directory: put an earlier copy back, or "
+            "compare anew in another folder with --run"
+        )
         (tmp_path / "comparison.json").rmdir()
         os.mkfifo(tmp_path / "comparison.json")
         with pytest.raises(RunFolderError, match=r"comparison\.json: not usable: not a regular fi"):

@@ -36,7 +36,8 @@ def open_plan(folder: Path) -> Plan:
     """
     if folder.is_file():
         raise RunFolderError(f"{shown(folder)}: is a file: name a comparison's folder")
-    plan = _read(folder / PLAN, Plan)
+    anew = ": put an earlier copy back, or compare anew in another folder with --run"
+    plan = _read(folder / PLAN, Plan, anew)
     if plan is None:
         from charrnn.storage.runfolder import has_state  # only now: it imports torch
 
@@ -174,7 +175,7 @@ def read_result(path: Path) -> RunResult | None:
     return replace(result, run=str(path))
 
 
-def _read(file: Path, kind: type[R], advice: str = "") -> R | None:
+def _read(file: Path, kind: type[R], advice: str) -> R | None:
     """Return the record in a JSON file; None if there is no such file.
 
     Raises:
