@@ -62,12 +62,15 @@ def meant(error: Any, arguments: Sequence[str]) -> str | None:
         if one.param_type_name == "argument":
             ours[f"{error.ctx.command_path} {one.metavar}"] = ELSEWHERE.get(one.metavar, "")
         else:
-            ours[one.opts[-1]] = f"{one.opts[-1][2:]} {ELSEWHERE.get(one.opts[-1], '')}"
+            longest = max(one.opts, key=len)  # --help, not -h: typer has them in any order
+            ours[longest] = f"{longest[2:]} {ELSEWHERE.get(longest, '')}"
+    letter = error.option_name[1:]  # of -rnn_size it is r; of -hidden_size, as -h is known, i
     for word in arguments:
-        # Not error.option_name, which of -rnn_size is -r.
         typed = word.partition("=")[0]
         name = typed.lstrip("-").replace("_", "-")
-        if typed.startswith("-") and typed not in ours:
+        is_short = typed.startswith("-") and not typed.startswith("--")
+        # Others may be values: --prompt -start.
+        if typed == error.option_name or (is_short and letter in typed):
             for here, names in ours.items():
                 if name in names.split():
                     return f"No such option: {typed}: use {here}"
