@@ -155,10 +155,12 @@ class _Loop:
 
     def _updates(self) -> Iterator[Event]:
         run, progress = self.run, self.run.progress
-        if run.is_finished:
+        if run.was_finished:
             return  # out of patience; or any time left was too short for another update
         if progress.planned_steps is not None and progress.planned_at_step is None:
             yield self.planner.adopt(progress.planned_steps)
+        if run.is_finished:
+            return  # by what is given anew
         # A validation may be due before the minutes are planned, and all must score the same.
         self.planner.size_validations()
         batches = run.lanes.batches(progress.step)

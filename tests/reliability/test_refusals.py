@@ -652,6 +652,9 @@ def test_an_option_that_ends_a_run_at_a_validation_is_kept(
     assert "finished already" not in result.err
     assert ('"complete": true' if as_json else f"after {step} steps") in result.out + result.err
     assert go_on_of(run) is None
+    # Else evaluate would take it for a run that was given so few steps at once.
+    planned_at = load(run / "last.safetensors").meta["progress"]["planned_at_step"]
+    assert planned_at == (step if option == "--steps" else 0)
     assert "finished already" in run_cli("train", "--run", run, "--resume").err
     assert rows(run)[-1]["step"] == step
 
