@@ -503,7 +503,8 @@ class TestPrompt:
         assert words.decode(made) == texts(model, words, "", config)[0]
 
     @pytest.mark.parametrize(
-        ("min_count", "seen"), [(1, ""), (2, ", which occur fewer than 2 times in its text")]
+        ("min_count", "seen"),
+        [(1, ""), (2, ", which occur fewer than 2 times in the training text of its vocabulary")],
     )
     def test_says_how_often_a_text_has_what_its_model_does_not_know(
         self, min_count: int, seen: str

@@ -56,7 +56,9 @@ def prepare_prompt(
     shown = listed(missing, vocabulary.characters)
     if unknown == "error":
         least = vocabulary.min_count
-        seen = f", which occur fewer than {least} times in its text" if least > 1 else ""
+        # Not in its own text: after --init-from the vocabulary is of another.
+        few = f", which occur fewer than {least} times in the training text of its vocabulary"
+        seen = few if least > 1 else ""
         raise VocabularyError(
             f"the model does not know these characters of the prompt{seen}: {shown}; "
             "use --unknown replace or --unknown skip"
