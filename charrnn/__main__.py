@@ -1,6 +1,5 @@
 """The command ``charrnn``, and ``python -m charrnn``."""
 
-import io
 import signal
 import sys
 
@@ -12,7 +11,7 @@ def main() -> None:
     """
     if sys.platform == "win32":
         sys.exit("charrnn: Windows lacks what it needs: use it in WSL (README.md)")
-    if not isinstance(sys.stdout, io.TextIOWrapper | None):  # None: closed by the caller
+    if sys.stdout is not None and not hasattr(sys.stdout, "reconfigure"):  # None: it is closed
         # It would take over the notebook's signals and streams.
         sys.exit("charrnn: it needs a process of its own: in a notebook write !charrnn, not %run")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -173,6 +173,17 @@ def test_in_a_notebook_s_own_process_it_says_how_to_call_it() -> None:
     assert done == Result(1, "", said)
 
 
+def test_a_debugger_may_have_wrapped_stdout() -> None:
+    done = run_code(
+        "import sys\nfrom charrnn.__main__ import main\n"
+        "class Wrapped:\n    __getattr__ = lambda self, name: getattr(sys.__stdout__, name)\n"
+        "sys.stdout = Wrapped()\nmain()",
+        "--help",
+    )
+    assert done.code == 0
+    assert done.out.startswith("Usage: charrnn ")
+
+
 @pytest.mark.parametrize(
     "words", [["-m", "charrnn"], ["-c", "from charrnn.__main__ import main; main()"]]
 )
