@@ -134,7 +134,7 @@ class _Standing:
     @property
     def end(self) -> str:
         """Why there is no update left to do: "done", or "patience" if more were planned."""
-        return "done" if self.is_used_up else "patience"
+        return "patience" if self.is_out_of_patience and not self.is_used_up else "done"
 
     @property
     def is_finished(self) -> bool:
