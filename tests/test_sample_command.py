@@ -59,7 +59,10 @@ class TestSample:
         Path("the").write_text("The bird")
         after = cli(*words)
         assert after.out == before.out
-        said = "note: the prompt is the name of a file, not its text: for that give --prompt - <the"
+        said = (
+            "note: the prompt is the name of a file, not its text: for its text give --prompt - "
+            "<the"
+        )
         assert after.err == f"{said}\n{before.err}"
         assert cli(*words[:-2], "--prompt", "the bird").err == ""
 

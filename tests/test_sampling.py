@@ -504,7 +504,7 @@ class TestPrompt:
 
     @pytest.mark.parametrize(
         ("min_count", "seen"),
-        [(1, ""), (2, ", which occur fewer than 2 times in the training text of its vocabulary")],
+        [(1, ""), (2, ", which occur fewer than 2 times in the text of its vocabulary")],
     )
     def test_says_how_often_a_text_has_what_its_model_does_not_know(
         self, min_count: int, seen: str

@@ -276,7 +276,7 @@ def read_prompt(prompt: str, vocabulary: Vocabulary) -> str | bytes:
         name = prompt.removeprefix("FILE:")  # as nanoGPT has it
         if os.path.isfile(name):  # noqa: PTH113 - which never raises
             taken = f"--prompt - <{command_line([name])}"
-            say(f"note: the prompt is the name of a file, not its text: for that give {taken}")
+            say(f"note: the prompt is the name of a file, not its text: for its text give {taken}")
         return prompt
     _await_input()
     try:

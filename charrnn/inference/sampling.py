@@ -57,7 +57,7 @@ def prepare_prompt(
     if unknown == "error":
         least = vocabulary.min_count
         # Not in its own text: after --init-from the vocabulary is of another.
-        few = f", which occur fewer than {least} times in the training text of its vocabulary"
+        few = f", which occur fewer than {least} times in the text of its vocabulary"
         seen = few if least > 1 else ""
         raise VocabularyError(
             f"the model does not know these characters of the prompt{seen}: {shown}; "

@@ -37,7 +37,7 @@ def sample(run: Path, *options: object, stdin: bytes = b"") -> Result:
 def test_a_prompt_is_refused_with_a_list(run: Path, promise: Promise) -> None:
     said = (
         "the model does not know these characters of the prompt, which occur fewer than 2 times in "
-        f"the training text of its vocabulary: {LIST}; "
+        f"the text of its vocabulary: {LIST}; "
     )
     for result in (
         sample(run, "--prompt", PROMPT),
