@@ -178,6 +178,11 @@ def read_result(path: Path) -> RunResult | None:
 def _read(file: Path, kind: type[R], advice: str) -> R | None:
     """Return the record in a JSON file; None if there is no such file.
 
+    Args:
+        file: its path.
+        kind: what it holds.
+        advice: what to do if it holds something else.
+
     Raises:
         RunFolderError: it is not usable.
     """
@@ -189,6 +194,7 @@ def _read(file: Path, kind: type[R], advice: str) -> R | None:
         return kind.from_dict(values)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError, UsageError) as error:
-        why = reason(error) if isinstance(error, OSError) else error
-        raise RunFolderError(f"{shown(file)}: not usable: {why}{advice}") from error
+    except OSError as error:  # what it holds may be whole
+        raise RunFolderError(f"{shown(file)}: not usable: {reason(error)}") from error
+    except (ValueError, RecursionError, UsageError) as error:
+        raise RunFolderError(f"{shown(file)}: not usable: {error}{advice}") from error
