@@ -43,8 +43,8 @@ State = tuple[Tensor, ...]
 
 _WRONG_IN_TILES = 1024
 """Fewest units from which oneDNN's LSTM can give wrong gradients in bf16 in AMX's tiles: those of
-inputs and state are then at right angles to the true ones (torch 2.13; 1,025 is right). In float32
-they are right, and a window takes no longer there."""
+inputs and state are then at right angles to the true ones (torch 2.13 and 2.15; with 1,025 units
+they are right). In float32 they are right, and a window takes no longer there."""
 
 
 class Cell(nn.Module, ABC):
