@@ -69,13 +69,14 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: it is none, or the system refuses.
     """
-
-    def without_waiting(name: str, flags: int) -> int:  # for a pipe's other end
-        return os.open(name, flags | os.O_NONBLOCK)
-
     with open(path, "rb", opener=without_waiting) as file:
         refuse_irregular(file.fileno())
         yield file
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """Open a file, as the ``opener`` of Python's own functions: a named pipe not by waiting."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def refuse_irregular(fd: int) -> None:

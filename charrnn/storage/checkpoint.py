@@ -34,7 +34,7 @@ from torch import Tensor
 from charrnn import __version__
 from charrnn.command_words import comparison_command
 from charrnn.config import Record
-from charrnn.disk import exists, replacing
+from charrnn.disk import exists, replacing, without_waiting
 from charrnn.errors import CheckpointError, UsageError
 from charrnn.layout import BESIDE, BEST, LAST, PLAN, RUNS
 from charrnn.text.not_text import COMPRESSED, ZIP
@@ -393,10 +393,8 @@ def _other_format(path: Path, info: dict[str, Any]) -> CheckpointError:
 def _reading(path: Path) -> Iterator[tuple[io.FileIO, int]]:
     """Yield an open file and its size in bytes; every failure becomes a one-line error."""
     try:
-        # Without O_NONBLOCK, opening a named pipe waits for a writer.
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with io.FileIO(fd, "r") as file:
-            status = os.fstat(fd)
+        with io.FileIO(path, "r", opener=without_waiting) as file:
+            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise CheckpointError(f"{shown(path)}: not a regular file, so not a checkpoint")
             yield file, status.st_size
