@@ -300,13 +300,13 @@ class Regularisers(NamedTuple):
 def regularisers(cell: CellName, vocabulary: int, pressed: float, characters: int) -> Regularisers:
     """Return the regularisers that the rules give a run on so many characters to train on."""
     return Regularisers(
-        *regularisation(cell, pressed, characters),
+        *dropout_and_weight_drop(cell, pressed, characters),
         weight_decay(cell, pressed, characters),
         loss_temperature(vocabulary, pressed),
     )
 
 
-def regularisation(cell: CellName, pressed: float, characters: int) -> tuple[float, float]:
+def dropout_and_weight_drop(cell: CellName, pressed: float, characters: int) -> tuple[float, float]:
     """Return the dropout and the weight drop of a run on so many characters to train on.
 
     Where a text is not learned by heart, dropout only slows training down. Where it is read some

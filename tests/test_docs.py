@@ -300,10 +300,10 @@ def test_the_page_of_defaults_has_the_formulas_of_dropout(p: int, characters: in
     dropout = dropout if p > 5 else 0.0
     dropped = min(0.48 * s, max(0.0, 0.18 * log2(p / 32)))
     for cell in ("lstm", "gru"):
-        found = recipe.regularisation(cell, p, characters)
+        found = recipe.dropout_and_weight_drop(cell, p, characters)
         assert found == (round(dropout, 2), round(dropped, 2))
     alone = min(0.5, max(0.0, 0.08 * log2(p / 16)))
-    assert recipe.regularisation("rnn", p, characters) == (0.0, round(alone, 2))
+    assert recipe.dropout_and_weight_drop("rnn", p, characters) == (0.0, round(alone, 2))
 
 
 @pytest.mark.parametrize(

@@ -23,13 +23,13 @@ from charrnn.recipe import (
     RULES,
     Choices,
     choose,
+    dropout_and_weight_drop,
     guessed_speed,
     loss_temperature,
     matrix_weights,
     parameter_count,
     pressure,
     refuse_nonsense,
-    regularisation,
     weight_decay,
 )
 
@@ -481,19 +481,21 @@ class TestRegularisation:
     def test_grows_with_passes_and_parameters_and_shrinks_with_the_text(
         self, cell: CellName
     ) -> None:
-        drops = [regularisation(cell, 3 * 2.0**k, 9999) for k in range(-9, 20)]
+        drops = [dropout_and_weight_drop(cell, 3 * 2.0**k, 9999) for k in range(-9, 20)]
         assert drops[0] == (0, 0)
         assert all(a <= b for a, b in pairwise(drops))
         assert 0.4 <= drops[-1][1] <= 0.5
         for k, drop in enumerate(drops, -9):
             same = pressure(1, 300_000 * 2**10, 100_000 * 2 ** (10 - k))
-            assert regularisation(cell, same, 9999) == drop
+            assert dropout_and_weight_drop(cell, same, 9999) == drop
 
     @pytest.mark.parametrize("name", ["lstm", "gru"])
     def test_a_long_text_is_never_dropped_as_much_as_a_short_one(self, name: CellName) -> None:
         for pressed in (1, 20, 32):
-            assert regularisation(name, pressed, 10**9) == regularisation(name, pressed, 9)
-        most = [regularisation(name, 1e6, n) for n in (9, 100_000, 200_000, 10**6, 10**12)]
+            long, short = (dropout_and_weight_drop(name, pressed, n) for n in (10**9, 9))
+            assert long == short
+        lengths = (9, 100_000, 200_000, 10**6, 10**12)
+        most = [dropout_and_weight_drop(name, 1e6, n) for n in lengths]
         assert most[:2] == [(0.6, 0.48)] * 2
         assert most[2:] == [(0.5, 0.32), (0.38, 0.12), (0.3, 0.0)]
 
@@ -537,7 +539,7 @@ class TestRegularisation:
         sizes = {"layers": layers, "hidden": hidden, "embedding": 5}
         model, training = choose_for(cell=cell, budget={"epochs": epochs}, model=sizes)
         pressed = pressure(epochs, matrix_weights(model), 10_000)
-        assert (model.dropout, model.weight_drop) == regularisation(cell, pressed, 10_000)
+        assert (model.dropout, model.weight_drop) == dropout_and_weight_drop(cell, pressed, 10_000)
         assert training.weight_decay == weight_decay(cell, pressed, 10_000)
         assert training.loss_temperature == loss_temperature(model.vocabulary, pressed)
 

@@ -300,7 +300,7 @@ def test_what_is_dropped_follows_from_the_new_text_and_budget(
     run = start_run(init_from=trained, epochs=200, model=given)
     weights = recipe.matrix_weights(run.model.config)
     pressure = recipe.pressure(200, weights, run.train.characters)
-    expected = recipe.regularisation("lstm", pressure, run.train.characters)
+    expected = recipe.dropout_and_weight_drop("lstm", pressure, run.train.characters)
     before, _, _ = load_model(trained, CPU)
     assert before.config.dropout + 0.1 < expected[0]
     assert run.model.config.dropout == given.get("dropout", expected[0])
@@ -972,7 +972,7 @@ def test_a_plan_sets_rate_dropout_and_decay(
     shape = run.model.config
     passes = planned.total_steps / run.lanes.steps_per_epoch
     pressure = recipe.pressure(passes, recipe.matrix_weights(shape), run.train.characters)
-    assert (shape.dropout, shape.weight_drop) == recipe.regularisation(
+    assert (shape.dropout, shape.weight_drop) == recipe.dropout_and_weight_drop(
         shape.cell, pressure, run.train.characters
     )
     assert shape.dropout < guessed, "the plan has fewer passes than expected"
