@@ -284,7 +284,7 @@ class TestEvaluate:
         self, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """If few updates are planned, validations score only the beginning."""
-        monkeypatch.setattr("charrnn.runs.planning.plan_validations", lambda *_: (2, 100))
+        monkeypatch.setattr("charrnn.runs.planning.validation_length", lambda *_: 100)
         run = tmp_path / "run"
         assert cli("train", prose, "--run", run, *QUICK).code == 0
         result = cli("evaluate", run, "--part", "valid")

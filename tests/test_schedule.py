@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from charrnn.runs.schedule import Schedule, plan_validations
+from charrnn.runs.schedule import Schedule, validation_interval, validation_length
 
 WARMUPS = st.integers(0, 1000)
 TOTALS = st.integers(1, 10**6)
@@ -54,7 +54,8 @@ class TestSchedule:
 
 @given(total=TOTALS, per_step=st.integers(1, 10**5), held_out=st.integers(2, 10**10))
 def test_validations_are_some_and_cost_little(total: int, per_step: int, held_out: int) -> None:
-    every, characters = plan_validations(total, per_step, held_out)
+    every = validation_interval(total, per_step, held_out)
+    characters = validation_length(total, per_step, held_out)
     assert 1 <= every <= total
     assert total // every <= 20
     assert 2 <= characters <= held_out
@@ -73,14 +74,14 @@ def test_validations_are_some_and_cost_little(total: int, per_step: int, held_ou
     ],
 )
 def test_validations_share_a_tenth(total: int, held_out: int, expected: tuple[int, int]) -> None:
-    assert plan_validations(total, 2048, held_out) == expected
+    functions = (validation_interval, validation_length)
+    assert tuple(function(total, 2048, held_out) for function in functions) == expected
 
 
 @given(total=TOTALS, per_step=st.integers(1, 10**5), cost=st.floats(0.01, 10**6))
 def test_dear_validations_are_few(total: int, per_step: int, cost: float) -> None:
-    every, _ = plan_validations(total, per_step, 1000, cost)
-    usual, _ = plan_validations(total, per_step, 1000)
-    assert every >= usual
+    every = validation_interval(total, per_step, 1000, cost)
+    assert every >= validation_interval(total, per_step, 1000)
     number = -(-total // every)
     # The one at the end is made whatever it costs.
     assert number == 1 or number * cost <= total / 10

@@ -399,7 +399,7 @@ def test_patience_counts_validations_without_a_new_best(
 def test_a_large_held_out_part_is_scored_on_its_beginning(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("charrnn.runs.planning.plan_validations", lambda *_: (1, 100))
+    monkeypatch.setattr("charrnn.runs.planning.validation_length", lambda *_: 100)
     run = start_run(steps=1)
     planned, *events = train(run)
     assert planned == Planned(1, 1, 100, weight_decay=0.1)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from charrnn.recipe import guessed_speed, matrix_weights, pressure, regularisers, warmup_steps
 from charrnn.runs.events import Planned
 from charrnn.runs.run import Run
-from charrnn.runs.schedule import Schedule, plan_validations
+from charrnn.runs.schedule import Schedule, validation_interval, validation_length
 
 #: A budget in minutes is planned again if the run would miss it by more than this share of it ...
 OFF_PLAN = 0.05
@@ -96,8 +96,8 @@ class Planner:
             speed = self._guessed_speed() if self._speed_from is None else self._speed_so_far()
             total = self._affordable_steps(speed)
             most = max(LEAST_TIMED, int(total * run.lanes.characters_per_step / 10))
-        _, characters = plan_validations(total, run.lanes.characters_per_step, run.valid.characters)
-        progress.validate_characters = min(most, characters)
+        length = validation_length(total, run.lanes.characters_per_step, run.valid.characters)
+        progress.validate_characters = min(most, length)
 
     def seconds_left(self) -> float:
         """Return the time of the updates and validations still to come.
@@ -287,10 +287,9 @@ class Planner:
         run = self.run
         if run.valid is None:
             return None
-        every, _ = plan_validations(
+        return run.config.validate_every or validation_interval(
             total,
             run.lanes.characters_per_step,
             run.valid.characters,
             run.progress.seconds_a_validation * (speed or 0.0),
         )
-        return run.config.validate_every or every

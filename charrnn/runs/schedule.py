@@ -39,14 +39,13 @@ class Schedule:
         return rise * (self.FLOOR + (1 - self.FLOOR) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def plan_validations(
+def validation_interval(
     total_steps: int, characters_per_step: int, held_out: int, cost: float = 0.0
-) -> tuple[int, int]:
-    """Return the steps between validations and the characters each one scores.
+) -> int:
+    """Return the steps between validations.
 
     Validation, in float32, reads one to three times as fast as training on a CPU, so 3 to 20
-    validations that share a tenth of the trained characters take 3 to 10 % of the time. If the
-    held-out part is too large for three, every validation scores the same beginning of it. If a
+    validations that share a tenth of the trained characters take 3 to 10 % of the time. If a
     validation turns out to cost more, there are fewer, down to the one at the end.
 
     Args:
@@ -55,9 +54,23 @@ def plan_validations(
         held_out: characters of the validation part.
         cost: of a validation, in updates that take the same time; 0: not known.
     """
-    affordable = total_steps * characters_per_step / 10
-    number = min(20, max(3, int(affordable / max(1, held_out))))
-    characters = min(held_out, max(LEAST_SCORED, int(affordable / number)))
+    number = _validations(total_steps * characters_per_step, held_out)
     if cost:
         number = min(number, max(1, int(total_steps / 10 / cost)))
-    return max(1, math.ceil(total_steps / number)), characters
+    return max(1, math.ceil(total_steps / number))
+
+
+def validation_length(total_steps: int, characters_per_step: int, held_out: int) -> int:
+    """Return how many characters each validation scores.
+
+    If the held-out part is too large for three validations, every one scores the same beginning of
+    it. Arguments are as for ``validation_interval``.
+    """
+    trained = total_steps * characters_per_step
+    share = int(trained / 10 / _validations(trained, held_out))
+    return min(held_out, max(LEAST_SCORED, share))
+
+
+def _validations(trained: int, held_out: int) -> int:
+    """Return how many validations share a tenth of the trained characters."""
+    return min(20, max(3, int(trained / 10 / max(1, held_out))))
