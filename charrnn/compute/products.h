@@ -308,11 +308,11 @@ INLINE vector as_floats(int_vector sum)
 #endif
 }
 
-/* The same with bytes; each sum is multiplied by the scales of its column and its row. A single row
- * has two sums per column, so that additions need not wait for each other; with integers that does
- * not change the result. */
+/* `multiply_wide`, with bytes: each sum is multiplied by the scales of its row and its column. A
+ * single row has two sums per column, so that additions need not wait for each other; with integers
+ * that does not change the result. */
 INLINE void multiply_bytes(const int rows, long inner, const int16_t *x, long x_stride,
-                           const int8_t *panel, const float *row_units, const float *units,
+                           const int8_t *panel, const float *row_scales, const float *scales,
                            float *out, long out_stride)
 {
     const int parts = rows == 1 ? 2 : 1;
@@ -337,27 +337,27 @@ INLINE void multiply_bytes(const int rows, long inner, const int16_t *x, long x_
         for (int v = 0; v < VECTORS; v++) {
             const int_vector sum = parts == 2 ? sums[0][v] + sums[1][v] : sums[row][v];
             *(vector *)(out + row * out_stride + v * VECTOR) =
-                as_floats(sum) * row_units[row] * *(const vector *)(units + v * VECTOR);
+                as_floats(sum) * row_scales[row] * *(const vector *)(scales + v * VECTOR);
         }
 }
 
 /* Quantise x[rows, given], from -1 to 1, to integers, padded to narrow[rows, inner], with a scale
- * for each row in units[rows]. The integers are small enough that no sum of products with bytes,
+ * for each row in scales[rows]. The integers are small enough that no sum of products with bytes,
  * from -127 to 127, overflows. A row that contains a NaN gets NaN as its scale. */
-static void whole_rows(long rows, long given, long inner, const float *x, int16_t *narrow,
-                       float *units)
+static void quantise_rows(long rows, long given, long inner, const float *x, int16_t *narrow,
+                          float *scales)
 {
     float most = 16384;
     while (most * 128 * inner > 0x1p31f)
         most /= 2;
     for (long row = 0; row < rows; row++, x += given, narrow += inner) {
-        int none = 0;
+        int has_nan = 0;
         for (long k = 0; k < given; k++) {
-            none |= x[k] != x[k];
+            has_nan |= x[k] != x[k];
             narrow[k] = x[k] == x[k] ? (int16_t)__builtin_rintf(x[k] * most) : 0;
         }
         memset(narrow + given, 0, (inner - given) * sizeof *narrow);
-        units[row] = none ? __builtin_nanf("") : 1 / most;
+        scales[row] = has_nan ? __builtin_nanf("") : 1 / most;
     }
 }
 #endif
@@ -434,16 +434,16 @@ static void multiply(matrix m, long from, long to, long rows, const float *x, lo
 #if defined(WITH_BYTES) && defined(MULTIPLIES_BYTES)
     if (m.weights == BYTES) {
         int16_t *narrow = (int16_t *)room;
-        float *row_units = room + (rows * m.inner + 1) / 2;
-        whole_rows(rows, given, m.inner, x, narrow, row_units);
+        float *row_scales = room + (rows * m.inner + 1) / 2;
+        quantise_rows(rows, given, m.inner, x, narrow, row_scales);
         const int8_t *panels = m.panels;
-        const float *units = (const float *)(panels + m.inner * columns);
+        const float *scales = (const float *)(panels + m.inner * columns);
         EACH_PANEL {
             float *out = sums + p * WIDTH;
             long row = 0;
             IN_BLOCKS(multiply_bytes(some, m.inner, narrow + row * m.inner, m.inner,
-                                     panels + p * m.inner * WIDTH, row_units + row,
-                                     units + p * WIDTH, out + row * columns, columns))
+                                     panels + p * m.inner * WIDTH, row_scales + row,
+                                     scales + p * WIDTH, out + row * columns, columns))
         }
         return;
     }
