@@ -167,8 +167,8 @@ def _remove_cut_line(fd: int) -> None:
 def _belongs(row: dict[str, Any], step: int, logged: bool, validated: bool) -> bool:
     """Whether a row is from before the checkpoint at ``step``; arguments as in ``Log.rewind``."""
     at: float = row["step"]
-    is_old = validated if "valid_nats_per_char" in row else logged
-    return at < step + is_old
+    with_its_own = validated if "valid_nats_per_char" in row else logged
+    return at <= step if with_its_own else at < step
 
 
 def _is_sound(row: dict[str, Any], updated: int) -> bool:
