@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from charrnn.command_words import comparison_command, resume_command
+from charrnn.command_words import comparison_command, resume_command, validating_on
 from charrnn.config import Record
 from charrnn.disk import followed, opened
 from charrnn.errors import RunFolderError, UsageError
@@ -74,7 +74,7 @@ def take_up(
     if plan.texts != begun.texts:
         words += map(Path, texts)  # as paths, so that a leading dash does not make an option
     if plan.valid != begun.valid:
-        words += [word for name in valid for word in ("--valid", name)]
+        words += validating_on(valid)
     if seeds is not None:
         words += ["--seeds", str(plan.seeds)]
     return plan, begun, words
