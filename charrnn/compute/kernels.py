@@ -89,8 +89,8 @@ def step_product(weight_NK: Tensor, steps: int, lanes: int) -> Callable[[Tensor]
     """Return the function ``x_BK -> x @ weight.T``, prepared to be called ``steps`` times."""
     if _uses_onednn(weight_NK) and steps >= _PACKED_STEPS and weight_NK.numel() >= _PACKED_SIZE:
         packed = _ONEDNN._reorder_linear_weight(weight_NK, lanes)
-        product = _ONEDNN._linear_pointwise.default
-        return lambda x_BK: product(x_BK, packed, None, "none", [], "")
+        multiply = _ONEDNN._linear_pointwise.default
+        return lambda x_BK: multiply(x_BK, packed, None, "none", [], "")
     weight_KN = weight_NK.t()
     return lambda x_BK: torch.mm(x_BK, weight_KN)
 

@@ -364,14 +364,14 @@ def _refuse_different_files(subjects: Sequence[Subject]) -> None:
 
 
 def _with_training(
-    subject: Subject, scan: Scan, texts: Sequence[str], part: PartName | None
+    subject: Subject, read: Scan, texts: Sequence[str], part: PartName | None
 ) -> Subject:
     # Named texts say where the run's text is now, unless they are another text or the one that is
     # validated on.
     is_another = part is None or (part == "valid" and subject.trained_on.valid_texts)
     moved = () if is_another else texts
     try:
-        return replace(subject, training=recorded_part(subject.checkpoint, "train", scan, moved))
+        return replace(subject, training=recorded_part(subject.checkpoint, "train", read, moved))
     except (CorpusError, CheckpointError) as error:
         why = str(error).removeprefix(f"{shown(subject.path)}: ")
         missing = "has no unigram and n-gram beside it, which learn from its training part"
@@ -393,9 +393,9 @@ def remarks(models: Sequence[str], facts: Sequence[Sequence[str]]) -> Iterator[s
         yield f"{', '.join(names)}: {'the' if len(names) == 1 else 'each'} model {fact}"
 
 
-def _recorded(checkpoint: Checkpoint, part: PartName, scan: Scan, moved: Sequence[str]) -> Part:
+def _recorded(checkpoint: Checkpoint, part: PartName, read: Scan, moved: Sequence[str]) -> Part:
     try:
-        return recorded_part(checkpoint, part, scan, moved)
+        return recorded_part(checkpoint, part, read, moved)
     except UsageError as error:
         raise UsageError(f"{error}; --text FILE alone reads another text") from error
     except CorpusError as error:
