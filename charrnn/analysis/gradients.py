@@ -121,17 +121,17 @@ def truncation(
     skipped += min(most, max(0, length - skipped - most))
     counted = min(max(longest, most), length - skipped)
     x_TB, y_TB = _lanes(model, ids, skipped + counted)
-    every = (skipped + counted, counted)
+    at_once = (skipped + counted, counted)  # a window of all time steps; what counts
 
-    def by(bptt: int, last: int) -> Callable[[], Tensor]:
+    def in_windows(bptt: int, last: int) -> Callable[[], Tensor]:
         before = warmed(model, x_TB[: skipped + last - bptt])  # not timed
         return lambda: _by_windows(model, x_TB, y_TB, before, skipped, bptt, last)
 
-    full = by(*every)()
-    _, seconds = _timed(by(counted, counted), model)
+    full = in_windows(*at_once)()
+    _, seconds = _timed(in_windows(counted, counted), model)
     halves = [
         _by_windows(
-            model, x_TB[:, half], y_TB[:, half], model.initial_hidden(LANES // 2), skipped, *every
+            model, x_TB[:, half], y_TB[:, half], model.initial_hidden(LANES // 2), skipped, *at_once
         )
         for half in (slice(0, LANES // 2), slice(LANES // 2, LANES))
     ]
@@ -147,13 +147,13 @@ def truncation(
         )
 
     def measure(bptt: int, last: int) -> Window:
-        return compared(bptt, last, *_timed(by(bptt, last), model))
+        return compared(bptt, last, *_timed(in_windows(bptt, last), model))
 
     return Truncation(
         weights=weights,
         lanes=LANES,
         characters=counted * LANES,
-        full=compared(*every, full, seconds),
+        full=compared(*at_once, full, seconds),
         between_halves=_degrees(*halves),
         windows=tuple(measure(T, min(T, loss_last or T)) for T in windows),
     )
