@@ -143,7 +143,6 @@ def score(
     window = _affordable(window, lanes, vocabulary, device)
     started = time.perf_counter()
     nats_N = _wide(torch.zeros(_blocks(predictions), device=device))
-    blocks_N = torch.arange(len(nats_N), dtype=torch.uint8, device=nats_N.device)
     unknown_N, done = np.zeros(len(nats_N), dtype=np.int64), 0
     with _evaluating(model):
         readers = [
@@ -161,10 +160,7 @@ def score(
             logits_TBV, hidden = model(text_TB[:-1], hidden)
             price_TB = symbol_prices(logits_TBV, text_TB[1:])
             price_TB = _wide(price_TB * torch.from_numpy(counted_TB).to(device))
-            # Not by index_add_, which adds in any order on a GPU.
-            priced_in_TB = torch.from_numpy(block_TB.astype(np.uint8)).to(price_TB.device)
-            in_block_NTB = priced_in_TB == blocks_N[:, None, None]
-            nats_N += torch.where(in_block_NTB, price_TB, 0.0).flatten(1).sum(1)
+            nats_N += _sums_by_block(price_TB, block_TB, len(nats_N))
             done += int(counted_TB.sum())
             tell(done)
     spelled_N = nats_N.cpu().numpy() + unknown_N * vocabulary.unknown_nats
@@ -220,6 +216,16 @@ def _blocks(predictions: int) -> int:
 def _block_of(place_N: NDArray[np.int64], predictions: int) -> NDArray[np.int64]:
     """Return the block of each of a text's predictions, given their numbers counted from 0."""
     return np.minimum(place_N, predictions - 1) * _blocks(predictions) // predictions
+
+
+def _sums_by_block(price_TB: Tensor, block_TB: NDArray[np.int64], blocks: int) -> Tensor:
+    """Return the sum of the prices in each block, sum_N, on the device of the prices."""
+    # Not by index_add_, which adds in any order on a GPU.
+    device = price_TB.device
+    priced_in_TB = torch.from_numpy(block_TB.astype(np.uint8)).to(device)
+    block_N = torch.arange(blocks, dtype=torch.uint8, device=device)
+    in_block_NTB = priced_in_TB == block_N[:, None, None]
+    return torch.where(in_block_NTB, price_TB, 0.0).flatten(1).sum(1)
 
 
 def _lane_windows(
