@@ -16,6 +16,8 @@ against the sign of the latest gradient is left out, except in a plain RNN
 torch's own Muon takes each parameter whole. AdamW is written here too: its rates and
 step count are tensors, so that the update can be captured as a graph, and its state
 is saved in a checkpoint by name.
+
+Axis letters: N matrices, K bands of all gates, R rows of a matrix or band, C columns.
 """
 
 from __future__ import annotations
@@ -280,9 +282,9 @@ class MuonAdamW(AdamW):
         )
         for w, u in self._layers:
             joined = torch.cat([nesterov[w], nesterov[u]], dim=1).to(self._product_dtype)
-            height, columns = nesterov[u].shape[1], joined.shape[1]
-            whole = orthogonalise(joined.view(-1, height, columns), BAND).to(weights[0].dtype)
-            move = whole.flatten(0, 1) * (self.lr * math.sqrt(columns / height))
+            hidden, columns = nesterov[u].shape[1], joined.shape[1]
+            orthogonal = orthogonalise(joined.view(-1, hidden, columns), BAND).to(weights[0].dtype)
+            move = orthogonal.flatten(0, 1) * (self.lr * math.sqrt(columns / hidden))
             if self._cautious:
                 both = _grads([self._matrices[w], self._matrices[u]])
                 move = cautious(move, torch.cat(both, dim=1))
