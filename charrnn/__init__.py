@@ -6,8 +6,8 @@ Data flows one way, without cycles::
               -> evaluation | sampling | inspection
 
 Axis letters in names: T time, B lanes (the batch), V vocabulary, E embedding,
-H hidden, L layers, G gates, as an axis of their own (GH) or stacked as rows (G);
-N any other axis. Further letters are explained where they are used.
+H hidden, L layers, G gates, mostly the stacked rows of all; N any other axis.
+Further letters are explained where they are used.
 """
 
 __version__ = "0.1.0"

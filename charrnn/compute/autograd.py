@@ -11,7 +11,8 @@ The loops here are faster, and so is the LSTM's where there is one (``has_lstm_l
   RNN and GRU run in numpy on the tensors' own memory: a numpy call costs half as much as
   torch's, and numpy's tanh a tenth of torch's with MKL.
 
-Axis letters: T time, B lanes, D distinct inputs, H hidden, G the stacked gates' rows.
+Axis letters: T time, B lanes, D distinct inputs, H hidden, G the stacked gates' rows (in TBGH the
+gates themselves), N the columns of a sum.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ The loss overwrites the logits with their gradient: with thousands of symbols th
 tensor of an update. It and dropout are in compiled C (``passes``); what is here of them runs where
 there is no compiler, and in float64.
 
-Axis letters: T time, B lanes, D distinct inputs, K a product's inner axis, N its columns; in the
-loss N predictions, R predictions of a block, V vocabulary.
+Axis letters: T time, B lanes, R both in one, D distinct inputs, K a product's inner axis, N its
+columns; in the loss N predictions, R predictions of a block, V vocabulary.
 """
 
 from __future__ import annotations

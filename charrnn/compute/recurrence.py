@@ -3,8 +3,8 @@
 Without a C compiler that has OpenMP, ``loops`` returns None: RNN and GRU then run in numpy, an LSTM
 in torch.
 
-Axis letters: T time, B lanes, D distinct inputs, H hidden, G gates, as an axis of their own (GH) or
-stacked as rows (G); K a product's inner axis, N its columns.
+Axis letters: T time, B lanes, D distinct inputs, H hidden, G the stacked gates' rows (in TBGH and
+GHH the gates themselves), K a product's inner axis, N its columns.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ The GRU's reset gate acts after the recurrent product, as in ``torch.nn.GRU``
 and cuDNN (Cho et al. apply it before). Gates are stacked in ``torch.nn``'s
 order: LSTM i, f, g, o; GRU r, z, n.
 
-Axis letters: T time, B lanes, E inputs, H hidden, G gates.
+Axis letters: T time, B lanes, E inputs, H hidden, G gates. In names G stands for their stacked
+rows: ``u_GH`` is [G*H, H].
 """
 
 from __future__ import annotations
@@ -145,12 +146,12 @@ class Cell(nn.Module, ABC):
         """Make one step by the equations above.
 
         Args:
-            input_BG: W x + b.
+            input_BG: W x + b, [B, G*H].
             state: The state before, [B, H] each.
-            u_GH: U.
+            u_GH: U, [G*H, H].
 
         Returns:
-            The state after the step, and the values of the gates in ``gate_names``.
+            The state after the step, and the values of the gates in ``gate_names``, [B, H] each.
         """
 
 
