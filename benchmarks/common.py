@@ -42,7 +42,7 @@ class Reference(nn.Module):
 
     def forward(self, x_TB: Tensor, state: object = None) -> tuple[Tensor, object]:
         """Return logits_TBV and the state after the window."""
-        torch.backends.cudnn.allow_tf32 = True  # torch's; charrnn's is off in float32
+        torch.backends.cudnn.allow_tf32 = True  # torch's default; charrnn has it off in float32
         out_TBH, state = self.cell(self.embedding(x_TB), state)
         return self.head(out_TBH), state
 

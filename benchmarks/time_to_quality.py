@@ -124,7 +124,7 @@ def reference(text: Path, cell: CellName, minutes: float, device: torch.device) 
     started = time.monotonic()
     while (elapsed := time.monotonic() - started) < budget:
         start = step * WINDOW % (length - WINDOW)
-        if start < WINDOW:
+        if start < WINDOW:  # a pass begins, though not always at 0
             training.state = None
         decay = LEFT + (1 - LEFT) * 0.5 * (1 + math.cos(math.pi * elapsed / budget))
         for group in training.optimiser.param_groups:

@@ -103,12 +103,13 @@ def write_out(model: CharModel, text: str, ids: NDArray[np.int64], vocabulary: V
     states = [[np.zeros(cell.hidden) for _ in cell.states] for cell in layers]
     steps = [_STEPS[model.config.cell](cell) for cell in layers]
     written_TV = np.zeros_like(logits_TV)
-    lines: dict[tuple[int, str], tuple[str, Array]] = {}
+    lines: dict[tuple[int, str], tuple[str, Array]] = {}  # of the latest step
     for t, symbol in enumerate(ids_T.tolist()):
         x_E = embedding_VE[symbol]
         for number, (cell, step) in enumerate(zip(layers, steps, strict=True), start=1):
             for name, equation, value_H in step(x_E, states[number - 1]):
                 lines[number, name] = equation, value_H
+            # The line of a state's next value has its name and a prime.
             states[number - 1] = [lines[number, name + "'"][1] for name in cell.states]
             x_E = states[number - 1][0]
         written_TV[t] = head_VH @ x_E + head_bias_V

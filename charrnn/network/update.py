@@ -112,8 +112,10 @@ class Update:
         config: how to train; learning rates and budget are not used here.
 
     Attributes:
+        config: as given; it may be replaced between updates.
         hidden: the state that the next window starts from, unless that window begins a pass
             or the config resets the state: then it starts from zero.
+        capture: the update as a CUDA graph; to be forgotten if the config is replaced.
     """
 
     def __init__(self, model: CharModel, optimiser: Optimiser, config: TrainConfig) -> None:
