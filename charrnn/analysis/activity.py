@@ -74,6 +74,7 @@ def pace(model: CharModel, stretch: Stretch) -> tuple[Pace, ...]:
     kept: dict[tuple[int, str], list[NDArray[np.floating]]] = {}
     count = 0
     for at_TB, layers in observe(model, stretch):
+        # Characters with one before them: all but the first of each lane.
         count += at_TB.size - (0 if before else at_TB.shape[1])
         for number, layer in enumerate(layers, start=1):
             for name, steps in layer.states.items():

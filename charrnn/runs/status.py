@@ -100,7 +100,7 @@ def read_status(path: Path) -> RunStatus:
     run = summary_of(checkpoint, model, vocabulary)
     text = run.text
     try:
-        _ = run.steps_per_epoch
+        _ = run.steps_per_epoch  # to be shown; here its error can name the file
     except ValueError as error:
         raise CheckpointError(f"{shown(file)}: the field 'text' is not usable: {error}") from error
     go_on, newer = None, None

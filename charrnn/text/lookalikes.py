@@ -59,7 +59,8 @@ def remarks(lacking: Iterable[str], known: str, text: str = "the training text")
         kind, words = _remark(one, known, alike)
         if words and kind not in made:
             found[one] = words if kind == _BYTE else f"{text} has {words}"
-            made.update({kind} - {""})
+            if kind:
+                made.add(kind)
     return found
 
 

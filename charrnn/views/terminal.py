@@ -136,14 +136,15 @@ def fitted(lines: Sequence[Sequence[str]], words: int, names: int = 1) -> Render
 def _blocks(columns: Sequence[Sequence[str]], words: int, names: int) -> Iterator[Table]:
     """Yield tables of as many columns as fit, each with the first ones again."""
     first, rest = columns[:names], columns[names:]
+    words_first, words_rest = min(words, names), max(0, words - names)
     while rest:
-        count = 1
+        count, words = 1, words_first + words_rest
         for more in range(2, len(rest) + 1):
             if not fits(_table([*first, *rest[:more]], words)):
                 break
             count = more
         yield _table([*first, *rest[:count]], words)
-        rest, words = rest[count:], min(words, names) + max(0, words - names - count)
+        rest, words_rest = rest[count:], max(0, words_rest - count)
 
 
 def _table(columns: Sequence[Sequence[str]], words: int) -> Table:
