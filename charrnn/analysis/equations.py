@@ -89,7 +89,7 @@ def write_out(model: CharModel, text: str, ids: NDArray[np.int64], vocabulary: V
     Args:
         model: in evaluation mode.
         text: at least two characters, one per symbol.
-        ids: the model's symbols for it.
+        ids: the model's symbols for it, [T].
         vocabulary: the model's.
     """
     ids_T = ids[-max(2, min(CHARACTERS, LOGITS // vocabulary.size)) :]

@@ -93,7 +93,7 @@ def truncation(
 
     Args:
         model: in evaluation mode.
-        ids: the text's symbols.
+        ids: the text's symbols, [T].
         windows: lengths to compare; none: powers of 2.
         loss_last: count the loss on the last N characters of each window only.
         weights: where the model's weights come from, for the record.
@@ -281,7 +281,7 @@ def cuts(
 
     Args:
         model: in evaluation mode.
-        ids: the text's symbols.
+        ids: the text's symbols, [T].
         bptt: the window; less on a short text.
         weights: where the model's weights come from, for the record.
     """

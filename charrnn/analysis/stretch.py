@@ -31,7 +31,7 @@ class Stretch:
     text: str
     """One character per symbol; a byte that is not ASCII becomes U+FFFD."""
     ids: NDArray[np.int64]
-    """The model's symbols for it."""
+    """The model's symbols for it, [T]."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -27,14 +27,18 @@ def typed(word: str) -> str:
 
 
 def run_folder(name: str) -> Path:
-    """Refuse an empty name, which as a path would be the current folder."""
+    """Return the folder that --run names.
+
+    Raises:
+        UsageError: the name is empty, which as a path would be the current folder.
+    """
     if not name:
         raise UsageError("--run is empty: name a folder, or . for the current one")
     return Path(name)
 
 
 def checkpoint(name: str) -> Path:
-    """Refuse an empty name, which as a path would be the current folder."""
+    """Return the checkpoint, or a run's folder, that CHECKPOINT names; errors as ``run_folder``."""
     if not name:
         raise UsageError("CHECKPOINT is empty: name one, or a run's folder, . for the current one")
     return Path(name)
@@ -206,13 +210,22 @@ def fields_given(context: typer.Context, kind: type, but: Collection[str]) -> di
 
 
 def refuse_both(valid: Sequence[str] | None, valid_share: float | None) -> None:
-    """Refuse --valid together with --valid-share."""
+    """Refuse --valid together with --valid-share.
+
+    Raises:
+        UsageError: both are given.
+    """
     if valid and valid_share is not None:
         raise UsageError("--valid and --valid-share cannot be used together: give one")
 
 
 def default_run(texts: Sequence[str], what: str) -> Path:
-    """Return a folder under checkpoints/ that no run has taken yet."""
+    """Return a folder under checkpoints/ that no run has taken yet.
+
+    Args:
+        texts: as the user named them.
+        what: the end of its name: a run's cell, or "compare" for a comparison.
+    """
     base = _first_run(texts, what)
     path, number = base, 1
     while path.exists():
@@ -227,7 +240,10 @@ def _first_run(texts: Sequence[str], what: str) -> Path:
 
 
 def such_as(texts: Sequence[str], what: str) -> str:
-    """Return a hint at the folder that is meant, if it exists: the only text, or the default."""
+    """Return a hint at the folder that is meant, if it exists: the only text, or the default.
+
+    Arguments are those of ``default_run``.
+    """
     mark = PLAN if what == "compare" else LOG
     is_given = len(texts) == 1 and os.path.exists(f"{texts[0]}/{mark}")  # noqa: PTH110
     path = Path(texts[0]) if is_given else _first_run(texts, what)

@@ -23,8 +23,8 @@ _EACH = 1 << 15
 class Passes(Library):
     """The functions of ``passes.c``.
 
-    Tensors must be contiguous and on a CPU; float32, or bf16 where that is said. Their sizes are
-    not checked.
+    Tensors must be contiguous and on a CPU; float32, or bf16 where that is said. Others raise a
+    TypeError; sizes are not checked.
     """
 
     FILE = "passes.c"

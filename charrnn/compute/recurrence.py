@@ -43,6 +43,8 @@ class Loops(Multiplier):
     - ``d_out_TBH`` is the gradient of the outputs; ``dh_BH`` and ``dc_BH`` are the gradients of the
       last state and cell, and are overwritten with those of the first;
     - what is returned "typed" is in the products' type, as they read it.
+
+    All raise TypeError for tensors that C would misread (``refuse_misreadable``).
     """
 
     FILE = "recurrence.c"

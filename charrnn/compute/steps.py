@@ -89,6 +89,9 @@ class Steps(Multiplier):
             table_VG: W x + b of the lowest layer, for every symbol.
             head: The head's matrix, in the same type as all others.
             head_bias_V: The head's bias.
+
+        Raises:
+            TypeError: C would misread a tensor (``refuse_misreadable``).
         """
         lanes, hidden = layers[0].h_BH.shape
         matrices = [
