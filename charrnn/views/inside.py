@@ -82,7 +82,7 @@ def inside_sections(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
         yield page.section(
             "The step",
             page.note(words.step_says(step, alone.cell)),
-            page.table(words.step_lines(step), words=3),
+            page.table(words.step_lines(step), word_columns=3),
         )
     if flows := [(model, found.gradient_flow) for model, found in looked if found.gradient_flow]:
         yield _flow_section(flows, seen)
@@ -113,11 +113,12 @@ def inside_sections(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
 def _tables(
     lines: Callable[[T], Sequence[Sequence[str]]],
     measured: Measured[T],
-    words: int = 1,
+    word_columns: int = 1,
     heads: int | None = None,
 ) -> str:
     """Return one table per model."""
-    return page.tables([(model.name, lines(value)) for model, value in measured], words, heads)
+    titled = [(model.name, lines(value)) for model, value in measured]
+    return page.tables(titled, word_columns, heads)
 
 
 def _beside(figure: str, tables: str, measured: Measured[T]) -> str:
@@ -235,7 +236,7 @@ def _memory_section(memories: Measured[Memory], seen: str) -> str:
         else words.memory_says(memory)
         for model, memory in memories
     )
-    tables = _tables(words.memory_lines, memories, words=0)
+    tables = _tables(words.memory_lines, memories, word_columns=0)
     return page.section("Memory", page.bullets(says), _beside(figure, tables, memories))
 
 
@@ -304,7 +305,7 @@ def _following(units: Measured[tuple[UnitFound, ...]], seen: str) -> str:
         f"{words.units_say(units[0][1])} The figure shows the size of the correlation on the "
         f"second half. {seen}",
     )
-    return _beside(figure, _tables(words.unit_lines, units, words=3), units)
+    return _beside(figure, _tables(words.unit_lines, units, word_columns=3), units)
 
 
 def _unit_chart(units: Measured[tuple[UnitFound, ...]]) -> str:
@@ -428,5 +429,5 @@ def _truncation_section(truncations: Sequence[Truncation]) -> str:
     return page.section(
         "Truncation",
         page.figure(panels, words.truncation_says(truncations), nothing="there is no gradient"),
-        page.tables([("", words.truncation_lines(truncations))], words=1, heads=3),
+        page.tables([("", words.truncation_lines(truncations))], word_columns=1, heads=3),
     )

@@ -86,7 +86,7 @@ def _plotted(
     lines: Sequence[Sequence[str]],
     plot: str,
     pictures: Sequence[str],
-    words: int = 1,
+    word_columns: int = 1,
     names: int = 1,
 ) -> tuple[RenderableType, bool]:
     """Return a table with a plot as its last column, if there is room for it, and whether it is.
@@ -95,13 +95,13 @@ def _plotted(
         lines: the head and the rows.
         plot: the plot's name in the head.
         pictures: one per row.
-        words: how many leading columns hold words.
+        word_columns: how many leading columns hold words.
         names: how many leading columns tell the rows apart.
     """
     plotted = zip(lines, (plot, *pictures), strict=True)
-    table = plain_table([[*line, picture] for line, picture in plotted], words)
+    table = plain_table([[*line, picture] for line, picture in plotted], word_columns)
     table.columns[-1].justify = "left"
-    return (table, True) if fits(table) else (fitted(lines, words, names), False)
+    return (table, True) if fits(table) else (fitted(lines, word_columns, names), False)
 
 
 def _bar(share: float) -> str:
@@ -173,7 +173,7 @@ def _memory(memory: Memory) -> RenderableType:
     # At least what counts as nothing: rounding errors must not fill a bar.
     most = max(memory.tolerance, *memory.excess_nats)
     pictures = [_bar(memory.excess_nats[k] / most) for k in words.contexts(memory)]
-    return _plotted(words.memory_lines(memory), "more", pictures, words=0)[0]
+    return _plotted(words.memory_lines(memory), "more", pictures, word_columns=0)[0]
 
 
 def _gates(gates: Sequence[GateUse]) -> tuple[str, str, RenderableType]:
@@ -197,7 +197,7 @@ def _gates(gates: Sequence[GateUse]) -> tuple[str, str, RenderableType]:
 
 def _units(units: Sequence[UnitFound]) -> RenderableType:
     pictures = [_bar(abs(found.correlation)) for found in units]
-    return _plotted(words.unit_lines(units), "", pictures, words=3, names=2)[0]
+    return _plotted(words.unit_lines(units), "", pictures, word_columns=3, names=2)[0]
 
 
 def _activation(shown: Activation) -> tuple[str, str, RenderableType]:

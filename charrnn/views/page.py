@@ -149,22 +149,22 @@ def figure(
 
 
 def table(
-    lines: Sequence[Sequence[str]], words: int, title: str = "", heads: int | None = None
+    lines: Sequence[Sequence[str]], word_columns: int, title: str = "", heads: int | None = None
 ) -> str:
     """Return a table that scrolls by itself if it is too wide.
 
     Args:
         lines: the head and the rows.
-        words: how many leading columns hold words; the others hold numbers.
+        word_columns: how many leading columns hold words; the others hold numbers.
         title: what it is about, unless its section says it.
         heads: how many leading columns tell the rows apart; None: those that hold words, at least
             one.
     """
-    heads = max(1, words) if heads is None else heads
+    heads = max(1, word_columns) if heads is None else heads
 
     def cell(number: int, text: str, head: str = "") -> str:
         tag = head or ('th scope="row"' if text and number < heads else "td")
-        kind = "number" if number >= words else "long" if len(text) > LONG else ""
+        kind = "number" if number >= word_columns else "long" if len(text) > LONG else ""
         kind = f' class="{kind}"' if kind else ""
         return f"<{tag}{kind}>{safe(text)}</{tag.split()[0]}>"
 
@@ -182,16 +182,18 @@ def table(
 
 
 def tables(
-    titled: Iterable[tuple[str, Sequence[Sequence[str]]]], words: int, heads: int | None = None
+    titled: Iterable[tuple[str, Sequence[Sequence[str]]]],
+    word_columns: int,
+    heads: int | None = None,
 ) -> str:
     """Return tables side by side, as far as there is room; see ``table``.
 
     Args:
         titled: each one's title and its lines.
-        words: how many leading columns hold words.
+        word_columns: how many leading columns hold words.
         heads: how many tell the rows apart, as for ``table``.
     """
-    shown = "".join(table(lines, words, title, heads) for title, lines in titled)
+    shown = "".join(table(lines, word_columns, title, heads) for title, lines in titled)
     return f'<div class="tables">\n{shown}</div>\n'
 
 

@@ -159,7 +159,7 @@ def assessment_page(
                 + (" Per byte, since not all models count the same characters." if differ else "")
                 + (" In all figures seeds of the same settings share a colour." if shared else ""),
             ),
-            page.table(words.assessment_lines(assessments), words=2),
+            page.table(words.assessment_lines(assessments), word_columns=2),
             page.bullets(remarks(labels, [one.facts for one in assessments])),
             page.bullets(words.assessments_say(assessments, labels)),
             _training(portraits),
@@ -311,7 +311,7 @@ def _result_section(comparison: Comparison, portraits: Sequence[Portrait], unit:
             [(f"Loss on the {part}", _result_chart(comparison, unit))],
             f"Nats per {unit} on the {predictions} of the {part}; further left is better. {spread}",
         ),
-        page.table(words.comparison_lines(comparison), words=2),
+        page.table(words.comparison_lines(comparison), word_columns=2),
         page.bullets(words.comparison_says(comparison)),
         _training(portraits),
     )
@@ -411,7 +411,8 @@ def _positions(
             f"{' or '.join(stretches)} of text.",
         ),
         page.tables(
-            [(label, words.position_lines(scores)) for _, label, scores in measured], words=0
+            [(label, words.position_lines(scores)) for _, label, scores in measured],
+            word_columns=0,
         ),
     )
 

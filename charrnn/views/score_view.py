@@ -34,14 +34,14 @@ from charrnn.wording import printable, shown
 STYLES = ("dim", "", "magenta", "bold red", "bold white on red")
 
 
-def print_table(lines: Sequence[Sequence[str]], words: int) -> None:
+def print_table(lines: Sequence[Sequence[str]], word_columns: int) -> None:
     """Print a table on stdout without cutting anything off; see ``fitted``."""
-    Output.wide().print(fitted(lines, words))
+    Output.wide().print(fitted(lines, word_columns))
 
 
 def print_assessments(assessments: Sequence[Assessment]) -> None:
     """Print the scores of models and baselines, and the loss by position."""
-    print_table(score_words.assessment_lines(assessments), words=2)
+    print_table(score_words.assessment_lines(assessments), word_columns=2)
     for line in score_words.assessments_say(assessments):
         print_words(line)
     for one in assessments:
@@ -51,12 +51,12 @@ def print_assessments(assessments: Sequence[Assessment]) -> None:
             print_words(
                 f"{shown(one.checkpoint)}: characters of context since the zero state, {over}"
             )
-            print_table(score_words.position_lines(one.by_position), words=0)
+            print_table(score_words.position_lines(one.by_position), word_columns=0)
 
 
 def print_comparison(comparison: Comparison) -> None:
     """Print a comparison's results: a row per cell, then which differences are supported."""
-    print_table(score_words.comparison_lines(comparison), words=2)
+    print_table(score_words.comparison_lines(comparison), word_columns=2)
     print()
     for line in score_words.comparison_says(comparison):
         print_words(line)

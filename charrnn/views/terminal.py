@@ -92,16 +92,16 @@ def _is_kept() -> bool:
     return is_notebook or bool(os.environ.get("CI"))
 
 
-def plain_table(lines: Sequence[Sequence[str]], words: int) -> Table:
+def plain_table(lines: Sequence[Sequence[str]], word_columns: int) -> Table:
     """Return a table of plain text, not Rich markup, whose cells are never wrapped.
 
     Args:
         lines: the head and the rows.
-        words: how many leading columns hold words; the others hold numbers.
+        word_columns: how many leading columns hold words; the others hold numbers.
     """
     table = Table(box=None, header_style="bold", pad_edge=False)
     for number, name in enumerate(lines[0]):
-        side: Literal["left", "right"] = "left" if number < words else "right"
+        side: Literal["left", "right"] = "left" if number < word_columns else "right"
         table.add_column(Text(name), justify=side, no_wrap=True)
     for line in lines[1:]:
         table.add_row(*map(Text, line))
@@ -114,7 +114,7 @@ def fits(table: Table) -> bool:
     return not console.file.isatty() or Output.wide().measure(table).maximum <= console.width
 
 
-def fitted(lines: Sequence[Sequence[str]], words: int, names: int = 1) -> RenderableType:
+def fitted(lines: Sequence[Sequence[str]], word_columns: int, names: int = 1) -> RenderableType:
     """Return a table for stdout that the terminal need not cut; see ``plain_table``.
 
     If a terminal is too narrow for it, the table is transposed; if that is too wide as well, it
@@ -122,33 +122,34 @@ def fitted(lines: Sequence[Sequence[str]], words: int, names: int = 1) -> Render
 
     Args:
         lines: the head and the rows.
-        words: how many leading columns hold words; the others hold numbers.
+        word_columns: how many leading columns hold words; the others hold numbers.
         names: how many leading columns tell the rows apart; each part of a split table has them.
     """
     columns = list(zip(*lines, strict=True))
-    for table in (plain_table(lines, words), plain_table(columns, 1)):
+    for table in (plain_table(lines, word_columns), plain_table(columns, 1)):
         if fits(table):
             return table
-    _, *parts = (part for block in _blocks(columns, words, names) for part in ("", block))
+    blocks = _blocks(columns, word_columns, names)
+    _, *parts = (part for block in blocks for part in ("", block))
     return Group(*parts)
 
 
-def _blocks(columns: Sequence[Sequence[str]], words: int, names: int) -> Iterator[Table]:
+def _blocks(columns: Sequence[Sequence[str]], word_columns: int, names: int) -> Iterator[Table]:
     """Yield tables of as many columns as fit, each with the first ones again."""
     first, rest = columns[:names], columns[names:]
-    words_first, words_rest = min(words, names), max(0, words - names)
+    of_first, of_rest = min(word_columns, names), max(0, word_columns - names)
     while rest:
-        count, words = 1, words_first + words_rest
+        count, word_columns = 1, of_first + of_rest
         for more in range(2, len(rest) + 1):
-            if not fits(_table([*first, *rest[:more]], words)):
+            if not fits(_table([*first, *rest[:more]], word_columns)):
                 break
             count = more
-        yield _table([*first, *rest[:count]], words)
-        rest, words_rest = rest[count:], max(0, words_rest - count)
+        yield _table([*first, *rest[:count]], word_columns)
+        rest, of_rest = rest[count:], max(0, of_rest - count)
 
 
-def _table(columns: Sequence[Sequence[str]], words: int) -> Table:
-    return plain_table(list(zip(*columns, strict=True)), words)
+def _table(columns: Sequence[Sequence[str]], word_columns: int) -> Table:
+    return plain_table(list(zip(*columns, strict=True)), word_columns)
 
 
 def say_on(console: Console, line: str, hang: int = 0) -> None:
