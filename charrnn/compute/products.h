@@ -72,7 +72,7 @@ typedef struct {
     const void *panels;
     long blocks, each; /* so many panels in each of so many blocks */
     long inner;
-    long weights; /* FLOATS, NARROWS, BYTES */
+    long type; /* FLOATS, NARROWS, BYTES */
 } matrix;
 
 /* Columns of all panels. */
@@ -114,13 +114,13 @@ long byte_depth(void)
 }
 
 /* columns: of each block. */
-static matrix as_matrix(const void *panels, long inner, long blocks, long columns, long weights)
+static matrix as_matrix(const void *panels, long inner, long blocks, long columns, long type)
 {
-    if (weights == NARROWS)
+    if (type == NARROWS)
         inner = (inner + NARROW_DEPTH - 1) / NARROW_DEPTH * NARROW_DEPTH;
-    if (weights == BYTES)
+    if (type == BYTES)
         inner = (inner + BYTE_DEPTH - 1) / BYTE_DEPTH * BYTE_DEPTH;
-    return (matrix){panels, blocks, (columns + WIDTH - 1) / WIDTH, inner, weights};
+    return (matrix){panels, blocks, (columns + WIDTH - 1) / WIDTH, inner, type};
 }
 
 /* A panel's rows are asked for this many rows before they are multiplied: Intel's hardware fetches
@@ -423,7 +423,7 @@ static void multiply(matrix m, long from, long to, long rows, const float *x, lo
     if (from == to || !rows)
         return; /* also: then there may be no room */
 #if defined(NARROW)
-    if (m.weights == NARROWS) {
+    if (m.type == NARROWS) {
         uint16_t *narrow = (uint16_t *)room;
         for (long row = 0; row < rows; row++)
             narrow_row(given, m.inner, x + row * given, narrow + row * m.inner);
@@ -432,7 +432,7 @@ static void multiply(matrix m, long from, long to, long rows, const float *x, lo
     }
 #endif
 #if defined(WITH_BYTES) && defined(MULTIPLIES_BYTES)
-    if (m.weights == BYTES) {
+    if (m.type == BYTES) {
         int16_t *narrow = (int16_t *)room;
         float *row_scales = room + (rows * m.inner + 1) / 2;
         quantise_rows(rows, given, m.inner, x, narrow, row_scales);

@@ -68,7 +68,7 @@ static share share_of(matrix m, long threads, long apart, long lanes, long hidde
 static void multiply_lanes(matrix m, share s, const void *x, long at, long given)
 {
 #if defined(NARROW)
-    if (m.weights == NARROWS) {
+    if (m.type == NARROWS) {
         multiply_narrowed(m, s.panel, s.panel_end, s.rows, (const uint16_t *)x + at * m.inner,
                           s.sums);
         return;

@@ -21,12 +21,12 @@ typedef struct {
 
 /* Floats of scratch space that a step needs: the sums, and the states in fewer bits, of which each
  * thread has its own copy if the threads share the units. */
-long step_room(long threads, long apart, long cell, long weights, long lanes, long hidden,
+long step_room(long threads, long apart, long cell, long type, long lanes, long hidden,
                long vocabulary)
 {
-    const matrix m = as_matrix(0, hidden, 1, gates_of(cell) * hidden, weights);
-    const matrix head = as_matrix(0, hidden, 1, vocabulary, weights);
-    const long copies = weights == FLOATS ? 0 : apart ? 1 : threads;
+    const matrix m = as_matrix(0, hidden, 1, gates_of(cell) * hidden, type);
+    const matrix head = as_matrix(0, hidden, 1, vocabulary, type);
+    const long copies = type == FLOATS ? 0 : apart ? 1 : threads;
     return lanes * (2 * width_of(m) + width_of(head) + copies * m.inner);
 }
 
@@ -34,20 +34,21 @@ long step_room(long threads, long apart, long cell, long weights, long lanes, lo
  *
  *   threads  how many threads share out the lanes, or the units if `apart` is not set: then they
  *            wait for each other, twice per layer
- *   weights  the type of the panels: FLOATS, NARROWS or BYTES
+ *   type     of the panels: FLOATS, NARROWS or BYTES
+ *   depth    how many layers there are
  *   table    [V, gates * H]: W x + b of the lowest layer, for every symbol
  *   symbols  [B], the characters to read
  *   head     panels of the head's weights, transposed
  *   logits   [B, V], written
  *   room     [step_room]: scratch space
  */
-void step(long threads, long apart, long cell, long weights, long lanes, long hidden, long depth,
+void step(long threads, long apart, long cell, long type, long lanes, long hidden, long depth,
           const layer *layers, const float *table, const int64_t *symbols, long vocabulary,
           const void *head, const float *head_bias, float *logits, float *room)
 {
     const long gates = gates_of(cell) * hidden;
-    const matrix top = as_matrix(head, hidden, 1, vocabulary, weights);
-    const matrix like = as_matrix(0, hidden, 1, gates, weights);
+    const matrix top = as_matrix(head, hidden, 1, vocabulary, type);
+    const matrix like = as_matrix(0, hidden, 1, gates, type);
     const long columns = width_of(like), top_columns = width_of(top);
     float *sums = room, *inputs = sums + lanes * columns, *above = inputs + lanes * columns;
     float *rest = above + lanes * top_columns;
