@@ -186,12 +186,13 @@ def choose(
     widest = math.ceil(vocabulary / multiple) * multiple
     hidden = _hidden(cell, device, precision, widest, read, characters)
     if is_gpu and "minutes" in budget:
-        more, shorter = _lanes_on_gpu(passes, own_lanes, training["bptt"])
-        training["batch_size"] = more
+        lanes, window = _lanes_on_gpu(passes, own_lanes, training["bptt"])
+        training["batch_size"] = lanes
         if not {"batch_size", "loss_last"} & chosen.keys():
-            training["bptt"] = shorter
+            training["bptt"] = window
         characters_per_step = _characters_per_step(characters, training | chosen)
-        faster = min(max(1, chosen.get("batch_size", more)), characters) / own_lanes
+        # A time step takes as long with more lanes, so as many times more is read.
+        faster = min(max(1, chosen.get("batch_size", lanes)), characters) / own_lanes
         read, passes = faster * read, faster * passes
     sizes: dict[str, Any] = {
         "cell": cell,
@@ -464,7 +465,8 @@ def _hidden(
         narrowest += 128
     device = _sized_as(device, precision)
     if device == "cuda":
-        width = rules.gpu_units[read > GPU_WIDER_FROM]
+        short, long = rules.gpu_units
+        width = long if read > GPU_WIDER_FROM else short
     else:
         thresholds = [*rules.wider_from]
         if rules.waits_in_fp32 and precision == "fp32" and read < FP32_PASSES * characters:

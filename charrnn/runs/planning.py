@@ -280,7 +280,9 @@ class Planner:
             return 0
         if progress.step >= total:
             return int(is_due)
-        return math.ceil(total / every) - (progress.step - is_due) // every
+        # One that is due at this very step is still to come.
+        made = (progress.step - 1 if is_due else progress.step) // every
+        return math.ceil(total / every) - made
 
     def _validate_every(self, total: int, speed: float | None) -> int | None:
         """Return the steps between validations; None: nothing is held out."""
