@@ -30,9 +30,11 @@ class Fastest:
 
     def __init__(self, functions: Sequence[Callable[..., object]]) -> None:
         self._functions = functions
+        # Of each function: seconds and calls, halved at each turn; seconds of its latest trial.
         self._seconds = [0.0] * len(functions)
         self._calls = [0.0] * len(functions)
         self._trials = [0.0] * len(functions)
+        # Whose trial it is, or after the last one the fastest's turn; who is called; seconds left.
         self._turn, self._now, self._left = 0, 0, _TRIAL
 
     def __call__(self, *arguments: Any) -> None:
