@@ -144,6 +144,7 @@ def check(text: str) -> Page:
 
 
 def flow(weights: Any = "trained", **changes: Any) -> GradientFlow:
+    """Return a gradient flow in one layer that halves with each lag."""
     relative = tuple(0.5**k for k in range(9))
     reaches = tuple(Reach(1, state, 1.0, relative, relative, 2, 7, 2, 7) for state in "hc")
     made = GradientFlow(weights, None, ((1.0, 1.1),), (None,), 5, reaches)
@@ -151,6 +152,7 @@ def flow(weights: Any = "trained", **changes: Any) -> GradientFlow:
 
 
 def inspection(**changes: Any) -> Inspection:
+    """Return an inspection with every measurement but the step and the truncation."""
     excess = tuple(2.0**-k for k in range(12))
     made = Inspection(
         cell="lstm",
@@ -181,6 +183,7 @@ def inspection(**changes: Any) -> Inspection:
 
 
 def log(rows: int = 4, validations: int = 2) -> tuple[dict[str, float], ...]:
+    """Return a log with so many rows on updates, then so many on validations."""
     updates = [
         {
             "step": n,
@@ -206,6 +209,7 @@ def log(rows: int = 4, validations: int = 2) -> tuple[dict[str, float], ...]:
 
 
 def portrait(label: str = "LSTM", **changes: Any) -> Portrait:
+    """Return a portrait of ``RUN``, inspected."""
     made = Portrait(
         label=label,
         log=log(),
@@ -220,6 +224,7 @@ def portrait(label: str = "LSTM", **changes: Any) -> Portrait:
 def comparison(
     seeds: int = 2, cells: tuple[Any, ...] = ("lstm", "gru"), apart: float = 0.1
 ) -> Comparison:
+    """Return a comparison in which each cell is ``apart`` nats behind the one before it."""
     plan = Plan(texts=("/texts/poem.txt",), cells=cells, seeds=seeds, steps=20)
     results = [
         make_result(cell, seed, 2.0 + apart * cells.index(cell) + 0.01 * seed)

@@ -107,6 +107,8 @@ class StubRun(Run):
 def stub_run(
     world: World, config: TrainConfig, progress: Progress, held_out: int, device: str
 ) -> Run:
+    """Return a run whose parts compute nothing: an update and a save spend time of the world."""
+
     def update(_batch: object) -> object:
         world.begun.append(("update", world.now))
         world.spend(world.update + world.first * (progress.step == 0))
@@ -258,6 +260,7 @@ def test_weights_from_elsewhere_are_scored_as_those_that_follow(simulate: Simula
 def planner_at_the_start(
     minutes: float, hidden: int = 9, device: str = "cpu", precision: PrecisionName = "fp32"
 ) -> Planner:
+    """Return the planner of a new run, whose speed is guessed."""
     config = TrainConfig(
         batch_size=3, bptt=19, lr=0.1, lr_adam=0.1, warmup_steps=5, minutes=minutes,
         precision=precision,
