@@ -204,10 +204,10 @@ def train(
     options.refuse_both(valid, valid_share)
     text = TextChoices(texts=tuple(texts or ()), valid=tuple(valid or ()), **reading)
     choices = recipe.Choices(cell=cell, budget=budget, model=model, training=training)
-    # Check every number before torch is imported and before anything is written; but --loss-last
-    # cannot be compared yet with the window of a resumed run.
-    known = {"loss_last": min(1, loss_last)} if resume and bptt is None and loss_last else {}
-    recipe.refuse_nonsense(replace(choices, training=training | known))
+    # Check every number before torch is imported and before anything is written. The window of a
+    # resumed run is not known yet: 1 in place of --loss-last fits any, and 0 or less is refused.
+    fits = {"loss_last": min(1, loss_last)} if resume and bptt is None and loss_last else {}
+    recipe.refuse_nonsense(replace(choices, training=training | fits))
     if not resume:
         refuse_output_in_text((*text.texts, *text.valid))
 
@@ -299,7 +299,8 @@ def _take_free(texts: Sequence[str], what: str, command: str) -> RunFolder:
             return RunFolder.create(path, command=command)
         except RunFolderError:
             # A command that was started at the same time may have been faster.
-            if path == (path := options.default_run(texts, what)):
+            taken, path = path, options.default_run(texts, what)
+            if path == taken:
                 raise
 
 
