@@ -53,6 +53,7 @@ void step(long threads, long apart, long cell, long type, long lanes, long hidde
     float *sums = room, *inputs = sums + lanes * columns, *above = inputs + lanes * columns;
     float *rest = above + lanes * top_columns;
 
+    /* Not IN_PARALLEL: between two steps torch has no products, so the team may be smaller. */
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const part own = part_or_all(apart, lanes, threads);
