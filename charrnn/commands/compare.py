@@ -156,7 +156,7 @@ def compare(
     The page of --report is made when all runs are done. For a comparison that is finished already,
     --resume makes it without training anything.
     """
-    from charrnn.runs.comparison_folder import name_moved, read_results, take_up
+    from charrnn.runs.comparison_folder import name_moved, take_up
     from charrnn.runs.comparison_plan import Plan
 
     given = options.fields_given(context, Plan, but=("texts", "valid", "device"))
@@ -192,19 +192,11 @@ def compare(
 
     with StopSignals() as stop:
         import_numpy()
-        import torch
-
         from charrnn.commands.watching import watch_comparison
-        from charrnn.compute.device import choose_device
         from charrnn.views.score_view import print_comparison
         from charrnn.views.terminal import to_json
 
-        if device != "auto" or plan.device is None:
-            where = choose_device(device)
-        elif all(read_results(folder, plan)):  # nothing is left to train: any machine will do
-            where = torch.device(plan.device)
-        else:
-            where = _device_of(plan.device)
+        where = _device(device, plan, folder)
         if not resume:
             plan = replace(plan, device=cast("DeviceName", where.type))
             if not texts and waits_unread():
@@ -265,14 +257,28 @@ def compare(
     return 1 if comparison.failures else 0
 
 
-def _device_of(began: str) -> torch.device:
-    """Return the device that a comparison began on.
+def _device(name: str, plan: Plan, folder: Path) -> torch.device:
+    """Return where a comparison computes: where the user says, or where it began.
+
+    Args:
+        name: the user's --device.
+        plan: the comparison's.
+        folder: the comparison's.
 
     Raises:
-        UsageError: this machine has none.
+        RunFolderError: one of its results is not usable.
+        UsageError: this machine has no such device.
     """
-    from charrnn.compute.device import choose_device
+    import torch
 
+    from charrnn.compute.device import choose_device
+    from charrnn.runs.comparison_folder import read_results
+
+    began = plan.device
+    if name != "auto" or began is None:
+        return choose_device(name)
+    if all(read_results(folder, plan)):  # nothing is left to train: any machine will do
+        return torch.device(began)
     try:
         return choose_device(began)
     except UsageError:
