@@ -136,7 +136,7 @@ def evaluate(
     from charrnn.compute.device import choose_device
     from charrnn.inference.assessment import refuse_non_finite
     from charrnn.inference.ranking import to_list
-    from charrnn.runs.subject import load_subjects, remarks
+    from charrnn.runs.subject import fact_lines, load_subjects
     from charrnn.views.score_view import print_assessments
     from charrnn.views.terminal import to_json
 
@@ -159,7 +159,7 @@ def evaluate(
                 refuse_overwriting(flag, path, sources, [*read])
         facts = [subject.facts(of_training=part == "train") for subject in subjects]
         origins = [subject.origin(source) if as_json else {} for subject in subjects]
-        for line in remarks([shown(subject.path) for subject in subjects], facts):
+        for line in fact_lines([shown(subject.path) for subject in subjects], facts):
             say(line)
         say_where("scoring", where)
         assessments, failure = watch_scoring(

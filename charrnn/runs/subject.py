@@ -378,7 +378,7 @@ def _with_training(
         return replace(subject, gone=f"{missing}: {why}")
 
 
-def remarks(models: Sequence[str], facts: Sequence[Sequence[str]]) -> Iterator[str]:
+def fact_lines(models: Sequence[str], facts: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yield what a user must know to judge the scores of models, one line per fact.
 
     Args:

@@ -23,7 +23,7 @@ from charrnn.inference.evaluation import Scores
 from charrnn.inference.ranking import settings
 from charrnn.nats import in_bits
 from charrnn.runs.comparison import Comparison, RunResult
-from charrnn.runs.subject import remarks
+from charrnn.runs.subject import fact_lines
 from charrnn.text.files import EMBEDDED
 from charrnn.views import page
 from charrnn.views import score_words as words
@@ -160,7 +160,7 @@ def assessment_page(
                 + (" In all figures seeds of the same settings share a colour." if shared else ""),
             ),
             page.table(words.assessment_lines(assessments), word_columns=2),
-            page.bullets(remarks(labels, [one.facts for one in assessments])),
+            page.bullets(fact_lines(labels, [one.facts for one in assessments])),
             page.bullets(words.assessments_say(assessments, labels)),
             _training(portraits),
         ),
