@@ -1123,7 +1123,7 @@ class TestCompare:
         options = ("--minutes", 0.01, "--seeds", 2, "--hidden", 16, "--run", tmp_path / "all")
         done = cli("compare", prose, "--cell", "rnn", *options)
         assert done.code == 0
-        assert done.err.startswith("2 runs of 0.01 minutes: 1 s, and what scoring takes\n")
+        assert "\n2 runs of 0.01 minutes: 1 s, and what scoring takes\n--- run 1 of 2" in done.err
         note = "--hidden 16 is the lstm's, to whose parameters widths are matched: rnn "
         (widths,) = re.findall(re.escape(note) + r"(\d+) units\n", done.err)
         assert f"RNN 1 x {widths}," in done.err
@@ -1412,9 +1412,11 @@ class TestCompare:
         assert list(tmp_path.iterdir()) == [tmp_path / "gru-seed1"]
 
     def test_a_folder_is_compared_in_once(self, cli: Cli, prose: Path, uninterrupted: Path) -> None:
-        done = cli("compare", prose, "--run", uninterrupted, *SHORT)
-        assert done.code == 1
-        assert "holds a comparison already" in done.err
+        """A refusal needs no word on how long the runs would have taken."""
+        for budget in (SHORT, ("--minutes", 1)):
+            done = cli("compare", prose, "--run", uninterrupted, *budget)
+            assert (done.code, done.err.count("\n")) == (1, 1)
+            assert "holds a comparison already" in done.err
 
     def test_of_two_that_begin_at_once_one_is_refused(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5)

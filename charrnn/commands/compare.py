@@ -24,7 +24,6 @@ from charrnn.config import BUDGETS, DeviceName, MatchName
 from charrnn.errors import CorpusError, UsageError
 from charrnn.layout import PLAN
 from charrnn.text.files import absolute_names
-from charrnn.wording import counted, duration
 
 if TYPE_CHECKING:
     import torch
@@ -207,12 +206,6 @@ def compare(
         on = ("--device", device) if device != "auto" else ()
         command = comparison_command(folder, *changed, *to, *on)
         go_on = f"go on with: {command}"
-        if plan.minutes is not None and not resume and not quiet:
-            runs = plan.seeds * len(plan.cells)
-            say(
-                f"{counted(runs, 'run')} of {counted(plan.minutes, 'minute')}: "
-                f"{duration(60 * plan.minutes * runs)}, and what scoring takes"
-            )
         try:
             comparison = watch_comparison(
                 folder, plan, stop, begun=begun, device=where, command=command, quiet=quiet

@@ -33,7 +33,7 @@ from charrnn.text.corpus import Part
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.display import Display, open_display
 from charrnn.views.score_view import PerCharacter, SurpriseText
-from charrnn.wording import shown
+from charrnn.wording import counted, duration, shown
 
 if TYPE_CHECKING:
     from charrnn.analysis.activity import Unit
@@ -174,6 +174,8 @@ def watch_comparison(
                 if stop.received:  # since the run before; this one ends before its first update
                     reader.display = Display()
                     continue
+                if begun is None and event.number == 1 and not quiet:
+                    _say_how_long(plan)
                 with _unread_unfinished():
                     title = f"--- run {event.number} of {event.total}"
                     reader.display.start(event.run, title)
@@ -196,6 +198,16 @@ def watch_comparison(
             "no run was finished: in each a loss was not finite; compare anew with a lower --lr"
         )
     return Comparison.of(plan, results, failures)
+
+
+def _say_how_long(plan: Plan) -> None:
+    """Say how long the runs of a comparison will take, if its budget is in minutes."""
+    if plan.minutes is not None:
+        runs = plan.seeds * len(plan.cells)
+        say(
+            f"{counted(runs, 'run')} of {counted(plan.minutes, 'minute')}: "
+            f"{duration(60 * plan.minutes * runs)}, and what scoring takes"
+        )
 
 
 def watch_scoring(
