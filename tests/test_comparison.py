@@ -1429,6 +1429,17 @@ class TestCompare:
         assert open_plan(tmp_path).cells == ("rnn",)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison.json", "rnn-seed1"]
 
+    def test_a_plan_that_was_never_finished_is_removed(self, prose: Path, tmp_path: Path) -> None:
+        """A kill while it is written leaves a file that nothing else would ever remove."""
+        plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5)
+        left = tmp_path / f".comparison.json.{os.getpid()}-0a1b2c3d.tmp"  # a dead process had it
+        alive = tmp_path / f".comparison.json.{os.getppid()}-0a1b2c3d.tmp"
+        for more, begun in ((plan, None), (plan.extended(2), plan)):
+            left.touch()
+            alive.touch()
+            list(compare(tmp_path, more, begun=begun and open_plan(tmp_path), device=CPU))
+            assert alive.exists() and not left.exists()
+
     def test_a_run_in_use_is_left_alone(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5)
         with RunFolder.create(tmp_path / "comparison" / "rnn-seed1") as held:

@@ -45,7 +45,7 @@ from charrnn.storage.reading import (
     refuse_text_within,
     refuse_too_short,
 )
-from charrnn.storage.runfolder import RunFolder, has_state
+from charrnn.storage.runfolder import RunFolder, has_state, remove_stale
 from charrnn.storage.trained import chosen_in, load_model, trained_by
 from charrnn.text.corpus import Part
 from charrnn.text.files import embedded_corpus
@@ -139,6 +139,7 @@ def compare(
         choices = plan.choices(cell, seed, **sizes(shape))
         choices = replace(choices, training={**choices.training, **training})
         with _open_run(path, choices, plan, shape, device, command) as run:
+            remove_stale(folder)
             if plan != kept:
                 if kept is None:  # while the text was read another may have begun here
                     _refuse_used(folder)

@@ -29,7 +29,7 @@ from typing import Any, Self
 from charrnn.command_words import resume_command
 from charrnn.disk import exists, followed, refusals, replacing, sync_folder, unfinished, write_json
 from charrnn.errors import CheckpointError, RunFolderError, TakenFolderError
-from charrnn.layout import BEST, LAST, LOCK, LOG, RESULT, generation, step_of_generation
+from charrnn.layout import BEST, LAST, LOCK, LOG, PLAN, RESULT, generation, step_of_generation
 from charrnn.storage.checkpoint import (
     Checkpoint,
     DamagedCheckpointError,
@@ -88,7 +88,7 @@ class RunFolder:
         folder = cls(path, lock)
         folder._removable = [path / LOCK, *made] if lock.made else []
         try:
-            folder._remove_stale()
+            remove_stale(path)
             begins_again = over_best and checkpoints_in(path) == [path / BEST]
             if begins_again:
                 (path / BEST).unlink()
@@ -122,7 +122,7 @@ class RunFolder:
             raise nothing from None
         folder = cls(path, lock)
         try:
-            folder._remove_stale()
+            remove_stale(path)
             if not checkpoints_in(path):
                 raise nothing
             folder._log = Log(path)
@@ -368,15 +368,6 @@ class RunFolder:
                 "choose another folder with --run"
             )
 
-    def _remove_stale(self) -> None:
-        """Remove the temporary files of dead processes; this one has none yet."""
-        for path in _entries(self.path):
-            name, pid = unfinished(path.name) or ("", 0)
-            ours = name in (BEST, LAST, LOG, RESULT) or step_of_generation(name) is not None
-            if ours and (pid == os.getpid() or not alive(pid)):
-                with suppress(OSError):
-                    path.unlink()
-
 
 # Files -------------------------------------------------------------------------
 
@@ -409,6 +400,22 @@ def checkpoints_in(folder: Path) -> list[Path]:
     named = [folder / LAST, *_generations(folder), folder / BEST]
     with refusals(folder, "cannot read the run's folder"):
         return [path for path in named if exists(path)]
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove the temporary files of dead processes in the folder of a run, or of a comparison.
+
+    This process has none there yet, and holds the run, or one of the comparison.
+
+    Raises:
+        RunFolderError: the folder cannot be read.
+    """
+    for path in _entries(folder):
+        name, pid = unfinished(path.name) or ("", 0)
+        ours = name in (BEST, LAST, LOG, RESULT, PLAN) or step_of_generation(name) is not None
+        if ours and (pid == os.getpid() or not alive(pid)):
+            with suppress(OSError):
+                path.unlink()
 
 
 def has_state(folder: Path) -> bool:
