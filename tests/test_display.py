@@ -698,6 +698,24 @@ class TestLive:
         # Leave room for two ^C that the terminal echoes: they must not wrap to a new line.
         assert max(map(len, drawn.splitlines())) <= 80 - 4
 
+    def test_a_resumed_run_has_its_last_validation(self, display: _LiveTerminal, run: Run) -> None:
+        for nats in (9.9, math.log(2)):
+            run.folder.log(POSITION | {"valid_nats_per_char": nats})
+        display.start(run)
+        display.show(LOGGED)
+        assert "valid 0.6931 nats (1.000 bits)" in self.picture(display)
+        display.show(VALIDATED)
+        assert "valid 2.0794 nats (3.000 bits)" in self.picture(display)
+
+    @pytest.mark.parametrize("line", ["", "{", '{"step": 1, "valid_nats_per_char": "x"}'])
+    def test_or_none_where_its_log_has_none(
+        self, display: _LiveTerminal, run: Run, line: str
+    ) -> None:
+        (run.folder.path / "metrics.jsonl").write_text(line + "\n")
+        display.start(run)
+        display.show(LOGGED)
+        assert "valid -" in self.picture(display)
+
     def test_says_while_it_validates(self, display: _LiveTerminal, run: Run) -> None:
         display.start(run)
         display.show(Validating())

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from charrnn.command_words import flag
 from charrnn.compute.device import in_words
-from charrnn.errors import CorpusError
+from charrnn.errors import CorpusError, RunFolderError
 from charrnn.inference.baselines import MOST_COMPRESSED
 from charrnn.nats import in_bits
 from charrnn.runs.events import (
@@ -43,6 +43,7 @@ from charrnn.runs.events import (
 )
 from charrnn.runs.run import Run
 from charrnn.runs.training import SHOWN_TEMPERATURE
+from charrnn.storage.metrics import read_log
 from charrnn.text.vocabulary import MANY_UNKNOWN
 from charrnn.views.run_words import (
     LABEL,
@@ -378,6 +379,15 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
         yield from _ending(event, run)
 
 
+def _last_validation(run: Run) -> float | None:
+    """Return the loss of a resumed run's last validation in nats per character, by its log."""
+    losses: list[float] = []
+    with suppress(RunFolderError):  # a training need not end because this is not known
+        values = [row.get("valid_nats_per_char") for row in read_log(run.folder.path)]
+        losses = [value for value in values if isinstance(value, float)]
+    return losses[-1] if losses else None
+
+
 class _LiveTerminal(Display):
     """A panel that is redrawn in place, below the lines printed so far."""
 
@@ -388,7 +398,7 @@ class _LiveTerminal(Display):
     def start(self, run: Run, title: str = "") -> None:
         self.run = run
         self.logged: Logged | None = None
-        self.validated: Validated | None = None
+        self.valid = _last_validation(run)
         self.validating = False
         self.sample, self.sampled_at = "", 0
         for line in filter(None, [title, *self._new(run)]):
@@ -401,7 +411,7 @@ class _LiveTerminal(Display):
         if isinstance(event, Logged):
             self.logged = event
         elif isinstance(event, Validated):
-            self.validated = event
+            self.valid = event.row["valid_nats_per_char"]
             say_on(self.console, _validation(event, is_aligned=True))
         elif isinstance(event, Sampled):
             self.sample, self.sampled_at = event.text, self.run.progress.step
@@ -468,9 +478,7 @@ class _LiveTerminal(Display):
             return Group(bar, Text("validating ..." if self.validating else "first steps ..."))
         row = self.logged.row
         train = f"train {both_units(row['train_nats_per_char'])}"
-        valid = "valid " + (
-            both_units(self.validated.row["valid_nats_per_char"]) if self.validated else "-"
-        )
+        valid = f"valid {'-' if self.valid is None else both_units(self.valid)}"
         *update, speed, to_go = _figures(self.logged, self.run)
         figures = [f"step {row['step']:,}", f"epoch {row['epoch']:.2f}", speed, to_go, *update]
         if self.validating:
