@@ -33,6 +33,7 @@ from charrnn.storage.checkpoint import (
 )
 from charrnn.storage.trained import load_model
 from tests.conftest import GOLDEN_DATA, ROOT, refusing
+from tests.small import make_state
 
 DTYPES = (
     torch.float64,
@@ -348,12 +349,15 @@ def test_what_is_said_of_a_file(tmp_path: Path, content: bytes, said: str) -> No
     assert message(path) == said + ("" if foreign else ADVICE)
 
 
-def test_names_what_lies_beside_a_damaged_one(tmp_path: Path) -> None:
-    for name in ("last.safetensors", "best.safetensors", "step-00000007.safetensors", "notes.txt"):
-        (tmp_path / name).write_bytes(b"")
+def test_names_what_lies_whole_beside_a_damaged_one(tmp_path: Path) -> None:
+    last = tmp_path / "last.safetensors"
+    for name in ("last", "step-00000003", "model"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"")
+    assert message(last) == "the file is empty; take another copy"
+    for name in ("best.safetensors", "step-00000007.safetensors", "notes.txt"):
+        save(tmp_path / name, make_state(1))
     beside = "best.safetensors, step-00000007.safetensors"
-    said = message(tmp_path / "last.safetensors")
-    assert said == f"the file is empty; take another copy, or one of {beside}"
+    assert message(last) == f"the file is empty; take another copy, or one of {beside}"
 
 
 @pytest.mark.parametrize(

@@ -106,30 +106,63 @@ def test_a_run_is_not_started_over_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["last", "step-00000012"])
-def test_nor_over_a_copy_or_ruins_of_one(tmp_path: Path, name: str) -> None:
-    (tmp_path / f"{name}.safetensors").write_bytes(b"\0")
+def test_nor_over_a_copy_of_one(tmp_path: Path, name: str) -> None:
+    save(tmp_path / f"{name}.safetensors", make_state(12))
     assert said(lambda: RunFolder.create(tmp_path)).startswith(
-        f"{tmp_path}: holds a run already: go on"
+        f"{tmp_path}: holds a run already at step 12: go on"
     )
     assert names(tmp_path) == [f"{name}.safetensors"]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("ruined", "whole"),
     [
-        ("best.safetensors", "\0", "holds a run already: its best.safetensors has weights for "
-         "--init-from, but no state to go on from: remove it and metrics.jsonl"),
-        ("metrics.jsonl", '{"loss": 1}\n', "holds a metrics.jsonl without a checkpoint: remove it"),
+        (["best"], []),
+        (["last"], []),
+        (["last", "step-00000012", "best"], []),
+        ([], ["best"]),
+        (["last"], ["best"]),
     ],
-)  # fmt: skip
-def test_nor_over_weights_or_a_log_that_no_run_can_go_on_from(
-    tmp_path: Path, name: str, content: str, says: str
+)
+def test_nor_over_what_no_run_can_go_on_from(
+    tmp_path: Path, ruined: list[str], whole: list[str]
 ) -> None:
-    (tmp_path / name).write_text(content)
+    """The first advice is one that works: to go on with such a run would be refused, too."""
+    for name in ruined:
+        file = tmp_path / f"{name}.safetensors"
+        save(file, make_state(12))
+        os.truncate(file, file.stat().st_size - 1)
+    lacks = "there is no whole checkpoint"
+    for name in whole:
+        save(tmp_path / f"{name}.safetensors", make_state(1))
+        lacks = "best.safetensors has weights for --init-from, but there is no whole state"
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    before = names(tmp_path)
     assert said(lambda: RunFolder.create(tmp_path)) == (
-        f"{tmp_path}: {says}, or choose another folder with --run"
+        f"{tmp_path}: holds a run already: {lacks} to go on from: remove its *.safetensors and "
+        "metrics.jsonl, or choose another folder with --run"
     )
-    assert names(tmp_path) == [name]
+    assert names(tmp_path) == before
+    for file in (*tmp_path.glob("*.safetensors"), tmp_path / "metrics.jsonl"):
+        file.unlink()
+    RunFolder.create(tmp_path).close()
+
+
+@pytest.mark.parametrize("is_locked", [False, True])
+def test_nor_over_a_log_without_a_checkpoint(tmp_path: Path, is_locked: bool) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"loss": 1}\n')
+    if is_locked:
+        (tmp_path / "lock").touch()
+    before = names(tmp_path)
+    assert said(lambda: RunFolder.create(tmp_path)) == (
+        f"{tmp_path}: holds a metrics.jsonl without a checkpoint: remove it, or choose another "
+        "folder with --run"
+    )
+    assert said(lambda: RunFolder.open_existing(tmp_path)) == (
+        f"{tmp_path}: holds no run to resume: it has metrics.jsonl without a checkpoint: remove "
+        "that, and leave --resume out to start one there"
+    )
+    assert names(tmp_path) == before
 
 
 @pytest.mark.parametrize("first", [RunFolder.create, RunFolder.open_existing])
@@ -734,7 +767,8 @@ def test_all_damaged(tmp_path: Path, best_is_whole: bool) -> None:
     said = str(error.value)
     assert "last.safetensors: damaged: a header of" in said
     assert "no checkpoint is whole to resume from" in said
-    assert ("best.safetensors has weights to start from" in said) == best_is_whole
+    instead = "; best.safetensors has weights to start from with --init-from, in another folder"
+    assert said.endswith(instead if best_is_whole else ": start anew, in another folder")
 
 
 def test_only_the_best_is_there(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
@@ -418,8 +418,20 @@ def _reading(path: Path) -> Iterator[tuple[io.FileIO, int]]:
 
 def _advice(damaged: Path) -> str:
     """Return advice on what to use instead of a damaged file."""
-    beside = sorted(file.name for file in damaged.parent.glob("*.safetensors") if file != damaged)
-    return f"; take another copy{', or one of ' if beside else ''}{', '.join(map(shown, beside))}"
+    others = sorted(file for file in damaged.parent.glob("*.safetensors") if file != damaged)
+    beside = [shown(file.name) for file in others if _looks_whole(file)]
+    return f"; take another copy{', or one of ' if beside else ''}{', '.join(beside)}"
+
+
+def _looks_whole(path: Path) -> bool:
+    """Whether a file is a checkpoint, as far as its header shows."""
+    with suppress(_Flaw, OSError), io.FileIO(path, "r", opener=without_waiting) as file:
+        size = os.fstat(file.fileno()).st_size
+        head = _read_head(file, size)
+        header, _ = _parse_head(head)
+        _read_entries(header, size - len(head))
+        return True
+    return False
 
 
 def _read_head(file: io.FileIO, size: int) -> bytes:

@@ -108,23 +108,18 @@ class RunFolder:
         Raises:
             RunFolderError: there is no run in it, another process holds it, or it is not writable.
         """
-        instead = "leave --resume out to start one there"
         with refusals(path, "cannot read the run's folder"):
-            if path.is_file():
-                such = f", such as {shown(path.parent)}" if has_state(path.parent) else ""
-                instead = f"it is a file; name the folder of a run{such}"
-            nothing = RunFolderError(f"{shown(path)}: holds no run to resume: {instead}")
             if not _is_folder(path) or not (checkpoints_in(path) or exists(path / LOCK)):
-                raise nothing
+                raise _nothing_to_resume(path)
         try:
             lock = take_lock(path, command)
         except FileNotFoundError:
-            raise nothing from None
+            raise _nothing_to_resume(path) from None
         folder = cls(path, lock)
         try:
             remove_stale(path)
             if not checkpoints_in(path):
-                raise nothing
+                raise _nothing_to_resume(path, is_abandoned=lock.abandoned)
             folder._log = Log(path)
         except BaseException:
             folder._leave_as_found()
@@ -292,16 +287,22 @@ class RunFolder:
             return checkpoint, [
                 f"{flaw}: took {path.name} instead, step {step}" for flaw in passed_over
             ]
-        weights = ""
-        with suppress(CheckpointError):
-            read_description(self.path / BEST)
-            weights = f"; {BEST} has weights to start from with --init-from, in another folder"
+        instead = ": start anew, in another folder"
+        if self._has_weights():
+            instead = f"; {BEST} has weights to start from with --init-from, in another folder"
         if damage is None:
             raise CheckpointError(
-                f"{shown(self.path)}: holds {BEST} only, which has no state to resume from{weights}"
+                f"{shown(self.path)}: holds {BEST} only, which has no state to resume from{instead}"
             )
         flaw = f"{damage.flaw}, and no checkpoint is whole to resume from"
-        raise DamagedCheckpointError(damage.path, flaw, weights) from damage
+        raise DamagedCheckpointError(damage.path, flaw, instead) from damage
+
+    def _has_weights(self) -> bool:
+        """Whether the best checkpoint is there and usable, as far as its header shows."""
+        with suppress(CheckpointError):
+            read_description(self.path / BEST)
+            return True
+        return False
 
     def _step_if_whole(self, path: Path) -> int | None:
         """Return the step of a checkpoint file; None if there is none or it is damaged."""
@@ -348,16 +349,19 @@ class RunFolder:
 
     def _refuse_another_run(self, abandoned: bool) -> None:
         """Raise RunFolderError if the folder holds a run; an abandoned one's log does not count."""
-        if checkpoints := checkpoints_in(self.path):
+        if checkpoints_in(self.path):
             where = ""
-            with suppress(CheckpointError):
-                step = read_description(checkpoints[0]).require("step", int)
-                where = f" at step {step}"
             again = resume_command(self.path, texts=texts_to_name(self.path))
             go_on = f"go on with it with: {again};"
-            if all(path.name == BEST for path in checkpoints):
-                weights = f"its {BEST} has weights for --init-from, but no state to go on from"
-                go_on = f"{weights}: remove it and {LOG},"
+            try:
+                checkpoint, _ = self.load_last()
+                where = f" at step {checkpoint.require('step', int)}"
+            except CheckpointError as error:
+                if isinstance(error, DamagedCheckpointError) or not has_state(self.path):
+                    lacks = "there is no whole checkpoint"
+                    if self._has_weights():
+                        lacks = f"{BEST} has weights for --init-from, but there is no whole state"
+                    go_on = f"{lacks} to go on from: remove its *.safetensors and {LOG},"
             raise RunFolderError(
                 f"{shown(self.path)}: holds a run already{where}: {go_on} or choose another folder "
                 "with --run"
@@ -370,6 +374,22 @@ class RunFolder:
 
 
 # Files -------------------------------------------------------------------------
+
+
+def _nothing_to_resume(path: Path, *, is_abandoned: bool = False) -> RunFolderError:
+    """Return the error for a folder without a checkpoint, or for what is no folder.
+
+    Args:
+        path: its path.
+        is_abandoned: whether its log is from a run that was killed: a new one replaces that.
+    """
+    instead = "leave --resume out to start one there"
+    if path.is_file():
+        such = f", such as {shown(path.parent)}" if has_state(path.parent) else ""
+        instead = f"it is a file; name the folder of a run{such}"
+    elif not is_abandoned and exists(path / LOG):
+        instead = f"it has {LOG} without a checkpoint: remove that, and {instead}"
+    return RunFolderError(f"{shown(path)}: holds no run to resume: {instead}")
 
 
 def _is_folder(path: Path) -> bool:
