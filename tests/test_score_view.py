@@ -78,6 +78,15 @@ def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return on_terminal
 
 
+def test_a_model_that_guesses_worse_than_by_chance_is_named() -> None:
+    assert list(assessments_say([ONE, replace(ONE, uniform_nats=1.6)])) == []
+    said = "runs/[red]: worse than guessing (1.400 nats)"
+    assert list(assessments_say([replace(ONE, uniform_nats=1.4)])) == [said]
+    strange = replace(ONE, scores=replace(ONE.scores, unknown=3000), uniform_nats=1.4)
+    why = "44 % of these characters are unknown, which is what costs so much"
+    assert list(assessments_say([strange])) == [f"{said}; {why}"]
+
+
 class TestTable:
     def test_a_pipe_gets_a_line_a_checkpoint_whatever_its_length(
         self, capsys: pytest.CaptureFixture[str]

@@ -11,7 +11,7 @@ from typing import Any
 
 from charrnn.config import EvaluateConfig, ModelConfig
 from charrnn.errors import NonFiniteError
-from charrnn.inference.baselines import Baseline
+from charrnn.inference.baselines import Baseline, uniform_nats
 from charrnn.inference.dynamic import dynamic_prices
 from charrnn.inference.evaluation import (
     PositionScores,
@@ -82,6 +82,14 @@ class Assessment:
     """What a user must know about the model to judge its scores: "was trained on ..."."""
     run: OfRun | None = None
     """Of the model's run; None: unknown."""
+    uniform_nats: float = math.inf
+    """What guessing every symbol with equal chance costs on the same text, in nats per character;
+    infinite: not computed."""
+
+    @property
+    def is_worse_than_guessing(self) -> bool:
+        """Whether the scores are above ``uniform_nats``."""
+        return self.scores.nats_per_char > self.uniform_nats
 
     @property
     def ranked(self) -> Scores:
@@ -224,6 +232,7 @@ def assess(
         exact=in_order or config.exact,
         facts=tuple(facts),
         run=run,
+        uniform_nats=uniform_nats(part.predicted.counts, vocabulary),
     )
 
 

@@ -76,6 +76,7 @@ def assessments_say(
             if of_bytes
             else "the models do not all count the same characters; compare them by bits/byte"
         )
+    yield from (_worse_says(one) for one in assessments if one.is_worse_than_guessing)
     if assessments:
         ranked, called = settings(assessments), _called(assessments, names)
         how = _how(assessments)
@@ -89,6 +90,18 @@ def assessments_say(
             yield from _models_say(once, called, how)
     yield from _baselines_say(assessments)
     yield from (_after_says(one, one.after) for one in assessments if one.after)
+
+
+def _worse_says(one: Assessment) -> str:
+    """Say that a model is worse than guessing, and why if unknown characters are the cause."""
+    share, why = one.scores.unknown / one.scores.characters, ""
+    if share > MANY_UNKNOWN:
+        why = f"; {_unknown_cost(share)}"
+    return f"{shown(one.checkpoint)}: worse than guessing ({one.uniform_nats:.3f} nats){why}"
+
+
+def _unknown_cost(share: float) -> str:
+    return f"{100 * share:.0f} % of these characters are unknown, which is what costs so much"
 
 
 def _called(assessments: Sequence[Assessment], names: Sequence[str] | None) -> dict[str, str]:
@@ -494,10 +507,7 @@ def _worse_than_guessing(comparison: Comparison) -> Iterator[str]:
             "time may help."
         )
         if (share := one.unknown / one.characters) > MANY_UNKNOWN:
-            why = (
-                f"{100 * share:.0f} % of these characters are unknown, which is what costs so "
-                "much; compare on text like the training text."
-            )
+            why = f"{_unknown_cost(share)}; compare on text like the training text."
         yield (
             f"{cell.cell}, {_seeds([run.seed for run in worse])}: worse than guessing "
             f"({one.uniform_nats:.3f} nats); {why}"
