@@ -48,6 +48,8 @@ from tests.conftest import (
     run_unread,
 )
 
+#: A name that no file system takes.
+LONG = "x" * 256
 COMMANDS = tuple(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 #: Options of ``train`` and ``compare`` that say where and how to run, not what to train, or that
 #: are turned into something else.
@@ -327,6 +329,10 @@ class TestBadInput:
             ("trian {prose}", 2, "'trian'. Did you mean 'train'?"),
             ("generate", 2, "'generate': there are train, sample, evaluate, compare and inspect ("),
             ("train --resume", 2, "--resume needs --run"),
+            (f"train {{prose}} --run {LONG}", 1, f"{LONG}: cannot read the run's folder: File na"),
+            (f"train --run {LONG} --resume", 1, f"{LONG}: cannot read the run's folder: File na"),
+            (f"compare {{prose}} --steps 1 --run {LONG}", 1, f"{LONG}: File name too long"),
+            (f"compare --run {LONG} --resume", 1, f"{LONG}: File name too long"),
             ("train {prose} --steps 1 --run=", 2, "--run is empty"),
             ("compare {prose} --steps 1 --run=", 2, "--run is empty"),
             ("train {prose} --steps 1 --init-from=", 2, "CHECKPOINT is empty"),

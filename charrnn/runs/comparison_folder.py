@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from charrnn.command_words import comparison_command, resume_command, validating_on
 from charrnn.config import Record
-from charrnn.disk import followed, opened
+from charrnn.disk import followed, opened, refusals
 from charrnn.errors import RunFolderError, UsageError
 from charrnn.layout import PLAN, RESULT
 from charrnn.runs.comparison import RunResult
@@ -85,10 +85,12 @@ def refuse_comparison(run: Path) -> None:
 
     Raises:
         RunFolderError: it is such a folder, or lies in that of a comparison whose plan is not
-            usable.
+            usable; or it cannot be read.
     """
     run = followed(run)
-    if (run / PLAN).exists():
+    with refusals(run, "cannot read the run's folder"):
+        is_comparison = (run / PLAN).exists()
+    if is_comparison:
         raise RunFolderError(
             f"{shown(run)}: holds a comparison: go on with it with: "
             f"{comparison_command(run)}; or choose another folder with --run"
