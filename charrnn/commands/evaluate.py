@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from charrnn.command_words import command_line
 from charrnn.commands import options
 from charrnn.commands.reporting import (
     check_report,
@@ -18,8 +20,9 @@ from charrnn.commands.reporting import (
 from charrnn.commands.stdio import say, say_where, spooled
 from charrnn.commands.stopping import StopSignals, import_numpy
 from charrnn.config import EvaluateConfig, TextSource
-from charrnn.disk import followed
+from charrnn.disk import followed, opened
 from charrnn.errors import CorpusError, UsageError
+from charrnn.layout import BESIDE
 from charrnn.wording import shown
 
 #: title -> flags: how the help groups the options.
@@ -116,6 +119,9 @@ def evaluate(
     price plus that of spelling the character out. --after, --per-char and --show score as --exact
     does, or as --dynamic where that is given.
     """
+    if not text and part is None and (meant := _meant_as_text(checkpoints)) is not None:
+        named = command_line(["--text", meant])
+        raise UsageError(f"give a text: {named}, or --part valid for what was held out")
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
     config = EvaluateConfig(exact=exact, dynamic=dynamic, by_position=by_position, after=after)
     if (per_char or show) and len(checkpoints) > 1:
@@ -188,3 +194,13 @@ def evaluate(
             refuse_non_finite(assessments)
             raise
         refuse_non_finite(assessments)  # only now, as other models may have finite scores to show
+
+
+def _meant_as_text(checkpoints: Sequence[Path]) -> Path | None:
+    """Return the last of several checkpoints if it is none, but may be the text to score."""
+    *others, last = checkpoints
+    if others and last.name not in BESIDE:
+        with contextlib.suppress(OSError, ValueError), opened(last) as file:
+            # A checkpoint begins with its header's length, which ends in NULs.
+            return None if b"\0" in file.read(8) else last
+    return None
