@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import os
 import re
@@ -63,13 +64,15 @@ def exists(path: Path) -> bool:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
-    """Yield a regular file, open for reading. A pipe or a device, which may never end, is refused.
+def opened(path: Path) -> Iterator[io.FileIO]:
+    """Yield a regular file, open for reading without a buffer.
+
+    A pipe or a device, which may never end, is refused.
 
     Raises:
         OSError: it is none, or the system refuses.
     """
-    with open(path, "rb", opener=without_waiting) as file:
+    with io.FileIO(path, "r", opener=without_waiting) as file:
         refuse_irregular(file.fileno())
         yield file
 

@@ -13,7 +13,8 @@ import random
 import stat
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -261,7 +262,7 @@ def test_a_file_that_gives_less_than_asked_loses_nothing(
 ) -> None:
     name = write(tmp_path / "text", MIXED)
     whole = scan([name])
-    monkeypatch.setattr(Path, "open", lambda path, *_, **__: Short(path))
+    monkeypatch.setattr("charrnn.disk.io", SimpleNamespace(FileIO=Short))
     corpus = scan([name])
     assert corpus.fingerprint == whole.fingerprint
     for found in (corpus, whole):
@@ -467,19 +468,19 @@ class TestUnreadable:
     """Patched system calls refuse, not permissions, because tests often run as root."""
 
     def close(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        opened, stated = Path.open, Path.stat
+        stated = Path.stat
 
-        def open_(path: Path, *args: Any, **options: Any) -> Any:
-            if path.name == "closed.txt":
-                raise PermissionError(13, "Permission denied", str(path))
-            return opened(path, *args, **options)
+        def open_(name: str, flags: int) -> int:
+            if Path(name).name == "closed.txt":
+                raise PermissionError(13, "Permission denied", name)
+            return os.open(name, flags)
 
         def stat_(path: Path, **options: Any) -> os.stat_result:
             if path.parent.name == "no-entry":
                 raise PermissionError(13, "Permission denied", str(path))
             return stated(path, **options)
 
-        monkeypatch.setattr(Path, "open", open_)
+        monkeypatch.setattr("charrnn.disk.without_waiting", open_)
         monkeypatch.setattr(Path, "stat", stat_)
 
     def test_is_an_error_by_name_and_a_note_in_a_folder(
@@ -504,14 +505,13 @@ class TestUnreadable:
         refused = {"b": errno.ENOENT, "c": errno.EACCES, "d": errno.EIO}
         for name in (*refused, "open.txt"):
             write(tmp_path / name, "xyz")
-        opened = Path.open
 
-        def open_(path: Path, *args: Any, **options: Any) -> Any:
-            if number := refused.get(path.name):
-                raise OSError(number, os.strerror(number), str(path))
-            return opened(path, *args, **options)
+        def open_(name: str, flags: int) -> int:
+            if number := refused.get(Path(name).name):
+                raise OSError(number, os.strerror(number), name)
+            return os.open(name, flags)
 
-        monkeypatch.setattr(Path, "open", open_)
+        monkeypatch.setattr("charrnn.disk.without_waiting", open_)
         assert scan([str(tmp_path)]).notes == tuple(
             f"{tmp_path / name}: left out ({why})"
             for name, why in (
@@ -682,15 +682,19 @@ class TestChangedSinceTheScan:
             os.utime(path, ns=(1, 1))
         elif how == "gone":
             path.unlink()
+        elif how == "a pipe":  # which without care would wait for a writer
+            path.unlink()
+            os.mkfifo(path)
         return {
             "shrunk": "shrank from 4,000 to 3,995 bytes",
             "grown": "grew from 4,000 to 4,004 bytes",
             "replaced": "was replaced",
             "written": "was written to",
-            "gone": "can no longer be read",
+            "gone": "can no longer be read (No such file or directory): put it back",
+            "a pipe": "can no longer be read (not a regular file): put it back",
         }[how]
 
-    @pytest.mark.parametrize("how", ["shrunk", "grown", "replaced", "written", "gone"])
+    @pytest.mark.parametrize("how", ["shrunk", "grown", "replaced", "written", "gone", "a pipe"])
     def test_is_noticed_at_the_next_block(self, tmp_path: Path, how: str) -> None:
         first, second = tmp_path / "first.txt", tmp_path / "second.txt"
         names = [write(first, "x" * 500), write(second, "abcdefg\n" * 500)]

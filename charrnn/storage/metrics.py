@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
@@ -122,7 +123,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     updated = 0
-    with refusals(path, "cannot read"), opened(path) as file:
+    with refusals(path, "cannot read"), opened(path) as raw, io.BufferedReader(raw) as file:
         for number, line in enumerate(file, start=1):
             # An incomplete last line, left by a crash or just being written, does not count.
             if not line.endswith(b"\n"):

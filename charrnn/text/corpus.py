@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from charrnn.disk import opened
 from charrnn.errors import CorpusError
 from charrnn.text.decoding import BYTES, Codes, Decoder, State
 from charrnn.wording import reason, shown
@@ -115,7 +116,7 @@ class TextFile:
 
     def _read(self, offset: int, count: int) -> tuple[bytes, Identity]:
         """Return bytes of the file now at this path, and its identity."""
-        with self.path.open("rb", buffering=0) as stream:
+        with opened(self.path) as stream:
             stream.seek(offset)
             data = stream.read(count)
             # One call may return less, for example from a network file system.
@@ -125,7 +126,7 @@ class TextFile:
 
     def _know_again(self) -> None:
         """Accept the file now at this path as this one if it has the same bytes."""
-        with self.path.open("rb", buffering=0) as stream:
+        with opened(self.path) as stream:
             found = Identity.of(os.fstat(stream.fileno()))
             if found.size != self.size:
                 return

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from charrnn.disk import opened
 from charrnn.errors import CorpusError
 from charrnn.text.corpus import (
     BLOCK_BYTES,
@@ -109,7 +110,7 @@ def _scan_file(
     characters = 0
     last = "\n"
     try:
-        with path.open("rb", buffering=0) as stream:
+        with opened(path) as stream:
             identity = Identity.of(os.fstat(stream.fileno()))
             head = stream.read(_HEAD)
             if head and identity.size == 0:

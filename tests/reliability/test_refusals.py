@@ -783,10 +783,19 @@ def vanishes(text: Path) -> None:
     text.unlink()
 
 
+def becomes_a_pipe(text: Path) -> None:
+    text.unlink()
+    os.mkfifo(text)
+
+
 @pytest.mark.parametrize("where", ["training", "validation"])
 @pytest.mark.parametrize(
     ("change", "told"),
-    [(is_written_to, "was written to"), (vanishes, "can no longer be read")],
+    [
+        (is_written_to, "was written to"),
+        (vanishes, "can no longer be read"),
+        (becomes_a_pipe, "can no longer be read"),
+    ],
 )
 def test_a_text_that_changes(tmp_path: Path, change: Any, told: str, where: str) -> None:
     text = tmp_path / "big.txt"
@@ -797,7 +806,7 @@ def test_a_text_that_changes(tmp_path: Path, change: Any, told: str, where: str)
     choices: dict[str, Any] = {"bptt": 512, "validate_every": every, "budget": {"steps": 200}}
 
     def stop(run: Any) -> bool:
-        if run.progress.step == 4 and text.exists() and text.read_text() == content:
+        if run.progress.step == 4 and text.is_file() and text.read_text() == content:
             change(text)
         return False
 
