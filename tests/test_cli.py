@@ -393,6 +393,24 @@ class TestBadInput:
         assert result.code == code
         assert {path: path.read_bytes() for path in texts["trained"].iterdir()} == before
 
+    def test_an_encoding_is_advised_only_where_one_can_be_named(
+        self, cli: Cli, texts: dict[str, Path]
+    ) -> None:
+        run, latin = texts["trained"], texts["latin"]
+        for words in (
+            ("evaluate", run, "--text", latin),
+            ("inspect", run, "--text", latin),
+            ("train", latin, "--init-from", run, "--steps", 1),
+        ):
+            line = one_line(cli(*words))
+            assert line.endswith("name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...)\n")
+            assert "name its --encoding" not in cli(*words, "--encoding", "latin-1").err
+        line = one_line(cli("evaluate", run, "--text", latin, "--part", "valid"))
+        assert line.endswith("(invalid continuation byte): bring the old text back\n")
+        line = one_line(cli("train", latin, "--run", run, "--resume"))
+        assert "bring the old text back; if the run's text has moved, name it: charrnn" in line
+        assert "--encoding" not in line
+
     def test_a_run_folder_named_is_not_left_behind_either(
         self, cli: Cli, texts: dict[str, Path], tmp_path: Path
     ) -> None:

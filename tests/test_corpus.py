@@ -10,6 +10,7 @@ import io
 import lzma
 import os
 import random
+import re
 import stat
 from collections import Counter
 from pathlib import Path
@@ -24,6 +25,7 @@ from hypothesis import strategies as st
 from charrnn.errors import CorpusError, UsageError
 from charrnn.text.corpus import Corpus, TextFile, split
 from charrnn.text.decoding import text_encoding
+from charrnn.text.not_text import Nameable
 from charrnn.text.scanning import scan
 from tests.conftest import assert_one_line, text_of, write
 
@@ -596,6 +598,34 @@ class TestRefused:
         with pytest.raises(CorpusError) as error:
             scan([name], encoding, block_bytes=block_bytes)
         assert_one_line(error, *words, "file.txt")
+
+    @pytest.mark.parametrize(
+        ("content", "encoding"),
+        [
+            (b"abc\xe9def", "utf-8"),
+            (b"abc\xe9", "utf-8"),
+            (b"ELF\0\1\2", "utf-8"),
+            (b"\x89PNG\r\n\x1a\n\0", "utf-8"),
+            ("é".encode() * 10 + b"\xffa", "utf-8"),
+            ("abc".encode("utf-16-le"), "utf-16"),
+            ("abc".encode("utf-16"), "utf-16-be"),
+        ],
+    )
+    def test_with_advice_that_the_user_can_follow(
+        self, tmp_path: Path, content: bytes, encoding: str
+    ) -> None:
+        """A model of characters takes no bytes; a text that was read before only its encoding."""
+        name = write(tmp_path / "file.txt", content)
+        said = {}
+        for nameable in get_args(Nameable):
+            with pytest.raises(CorpusError) as error:
+                scan([name], encoding, nameable)
+            said[nameable] = str(error.value)
+        assert "--encoding" in said["any"] and "--encoding" in said["characters"]
+        as_bytes = re.compile("(--encoding|or) bytes")
+        assert bool(as_bytes.search(said["any"])) == (encoding != "utf-16-be")
+        assert not as_bytes.search(said["characters"])
+        assert said["none"].endswith(": bring the old text back")
 
     def test_what_begins_as_a_packed_file_may_be_text(self, tmp_path: Path) -> None:
         name = write(tmp_path / "file.txt", "BZh%PDF-1.7")

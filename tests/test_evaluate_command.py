@@ -26,6 +26,7 @@ from charrnn.storage.checkpoint import load, read_description, save
 from charrnn.storage.trained import load_model
 from charrnn.text.corpus import Corpus, _count
 from charrnn.text.files import _files_of
+from charrnn.text.not_text import Nameable
 from charrnn.text.scanning import _scan_file, scan
 from tests.conftest import (
     GOLDEN_DATA,
@@ -418,9 +419,9 @@ class TestEvaluate:
         text, read = tmp_path / "text", []
         text.write_text(make_prose(200, seed=2))
 
-        def counting(texts: tuple[str, ...], encoding: str) -> Corpus:
+        def counting(texts: tuple[str, ...], encoding: str, nameable: Nameable) -> Corpus:
             read.append(texts)
-            return scan(texts, encoding)
+            return scan(texts, encoding, nameable)
 
         monkeypatch.setattr("charrnn.runs.subject.scan", counting)
         (subject,) = load_subjects(

@@ -49,6 +49,7 @@ from charrnn.storage.runfolder import RunFolder, has_state, remove_stale
 from charrnn.storage.trained import chosen_in, load_model, trained_by
 from charrnn.text.corpus import Part
 from charrnn.text.files import embedded_corpus
+from charrnn.text.not_text import Nameable
 from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import joined, shown
@@ -229,8 +230,9 @@ def _read_text(plan: Plan) -> tuple[Part, Plan]:
         The training part, and the plan with the text's fingerprints.
     """
     encoding = "utf-8" if plan.encoding is None else plan.encoding
-    corpus = scan(plan.texts or embedded_corpus(), encoding)
-    train, valid, test = divide(corpus, plan.text())
+    nameable: Nameable = "any" if plan.fingerprint is None else "none"
+    corpus = scan(plan.texts or embedded_corpus(), encoding, nameable)
+    train, valid, test = divide(corpus, plan.text(), nameable)
     if plan.fingerprint is not None:
         _refuse_another_text(plan, train, valid)
     refuse_too_short(train, plan.text())

@@ -279,7 +279,8 @@ def _read_again(
         ValueError: a text has no such part.
     """
     try:
-        corpus = scan(readable(record.texts, spooled) or embedded_corpus(), record.encoding)
+        texts = readable(record.texts, spooled) or embedded_corpus()
+        corpus = scan(texts, record.encoding, "none")
     except CorpusError as error:
         named = way_on(texts=_to_name(record.texts))
         raise CorpusError(f"{error}; if the run's text has moved, name it: {named}") from error
@@ -287,7 +288,7 @@ def _read_again(
     valid_corpus = corpus
     if record.valid_texts:
         try:
-            valid_corpus = scan(record.valid_texts, record.encoding)
+            valid_corpus = scan(record.valid_texts, record.encoding, "none")
         except CorpusError as error:
             named = way_on(valid_texts=_to_name(record.valid_texts))
             moved = f"if the text to validate on has moved, name it: {named}"

@@ -33,6 +33,7 @@ from charrnn.storage.trained import trained_model
 from charrnn.text.corpus import Corpus, Part
 from charrnn.text.decoding import BYTES
 from charrnn.text.files import embedded_corpus
+from charrnn.text.not_text import Nameable
 from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import MANY_UNKNOWN, Vocabulary, listed
 from charrnn.wording import counted, shown
@@ -73,8 +74,9 @@ def start(
     encoding = text.encoding
     if encoding is None:
         encoding = "utf-8" if pretrained is None else pretrained.texts[0].encoding
-    corpus = scan(readable(text.texts, spooled) or embedded_corpus(), encoding)
-    train, valid, test = divide(corpus, text)
+    nameable: Nameable = "any" if pretrained is None else "characters"
+    corpus = scan(readable(text.texts, spooled) or embedded_corpus(), encoding, nameable)
+    train, valid, test = divide(corpus, text, nameable)
     refuse_too_short(train, text)
     record = TextRecord.of(text, train, valid, test)
     refuse_too_many_names(record)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from charrnn.storage.runfolder import files_of_run
 from charrnn.storage.trained import load_model
 from charrnn.text.corpus import Part
 from charrnn.text.files import EMBEDDED
+from charrnn.text.not_text import Nameable
 from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary, listed
 from charrnn.wording import counted, shown
@@ -271,7 +272,9 @@ def load_subjects(
     """
     models = _load_models(paths, device, source.texts, tell)
     spooled = spool()
-    scan_once = cache(scan)  # once for all models that read it alike
+    # A part is of a text that was read before.
+    nameable: Nameable = "characters" if source.part is None else "none"
+    scan_once = cache(partial(scan, nameable=nameable))  # once for all models that read it alike
     texts = tuple(readable(source.texts, spooled))
     all_of_bytes = all(vocabulary.is_bytes for _, _, vocabulary, _ in models)
     subjects: list[Subject] = []

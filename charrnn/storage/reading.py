@@ -18,6 +18,7 @@ from charrnn.storage.checkpoint import MAX_HEADER, Checkpoint, read_description
 from charrnn.text.corpus import DIGEST, Corpus, Part, Split, exact, split
 from charrnn.text.decoding import BYTES, is_own_name, text_encoding
 from charrnn.text.files import EMBEDDED, absolute_names, embedded_corpus, text_within
+from charrnn.text.not_text import Nameable
 from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import shown
@@ -193,8 +194,13 @@ def refuse_text_within(text: TextChoices, folder: Path, what: str) -> None:
             )
 
 
-def divide(corpus: Corpus, text: TextChoices) -> Split:
+def divide(corpus: Corpus, text: TextChoices, nameable: Nameable) -> Split:
     """Return the parts to train, validate (perhaps on another text) and test on.
+
+    Args:
+        corpus: the text.
+        text: what the user chose.
+        nameable: as for ``scan``.
 
     Raises:
         CorpusError: the validation text cannot be read, or is too short.
@@ -202,7 +208,7 @@ def divide(corpus: Corpus, text: TextChoices) -> Split:
     if not text.valid:
         return split(corpus, text.valid_share, text.test_share)
     train, _, test = split(corpus, 0.0, text.test_share)
-    valid_corpus = scan(text.valid, corpus.encoding)
+    valid_corpus = scan(text.valid, corpus.encoding, nameable)
     if valid_corpus.characters < 2:
         raise CorpusError(
             f"{shown(text.valid[0])}: a text to validate on needs at least 2 characters"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from charrnn.text.decoding import Codes, Decoder, State, byte_order_mark
 from charrnn.text.files import NotTextError
@@ -30,10 +31,9 @@ _PACKED = (
     (b"%PDF-", "a PDF", "make text of it first, with pdftotext"),
 )
 
-#: What to do about a text in an unknown encoding.
-_OTHERWISE = "name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...) or use --encoding bytes"
-#: What to do about a file that has NULs.
-_BINARY = "use --encoding bytes, or utf-16-le or utf-16-be if it is that"
+Nameable = Literal["any", "characters", "none"]
+"""Which encodings the user may name: any, any but bytes (for a model of characters), or none (for
+a text that was read before)."""
 
 
 def packed(head: bytes) -> tuple[str, str] | None:
@@ -51,6 +51,7 @@ def undecodable(
     offset: int,
     size: int,
     head: bytes,
+    nameable: Nameable,
 ) -> NotTextError:
     """Return the error for a file that could not be decoded.
 
@@ -63,20 +64,22 @@ def undecodable(
         offset: byte offset of ``data`` in the file.
         size: bytes of the file.
         head: the file's first bytes.
+        nameable: which encodings the user may name.
     """
     if refusal := _refuse_packed(path, head):
         return refusal
     first = offset - len(state[0])
     if isinstance(error, UnicodeDecodeError) and _is_text_so_far(data, encoding, state):
         start = first + error.start
-        return NotTextError(
-            f"{shown(path)} ends in the middle of a character of {encoding}, at byte {start:,}: "
-            f"if it was cut, drop its last {counted(size - start, 'byte')}; else {_OTHERWISE}"
-        )
-    return _not_text(path, encoding, error, first, head)
+        flaw = f"ends in the middle of a character of {encoding}, at byte {start:,}"
+        cut = f"if it was cut, drop its last {counted(size - start, 'byte')}; else "
+        return _advised(path, flaw, cut + _otherwise(nameable), nameable)
+    return _not_text(path, encoding, error, first, head, nameable)
 
 
-def with_nul(path: Path, encoding: str, codes: Codes, head: bytes) -> NotTextError:
+def with_nul(
+    path: Path, encoding: str, codes: Codes, head: bytes, nameable: Nameable
+) -> NotTextError:
     """Return the error for a file that has a NUL among its first characters.
 
     Args:
@@ -84,22 +87,48 @@ def with_nul(path: Path, encoding: str, codes: Codes, head: bytes) -> NotTextErr
         encoding: the encoding it is read in.
         codes: its first characters.
         head: its first bytes.
+        nameable: which encodings the user may name.
     """
     if refusal := _refuse_packed(path, head):
         return refusal
     before = counted(int(codes.argmin()), "character")
-    advice = _by_its_mark(head, encoding) or _BINARY
-    return NotTextError(f"{shown(path)} looks binary, with a NUL after {before}: {advice}")
+    advice = _by_its_mark(head, encoding) or _if_binary(nameable)
+    return _advised(path, f"looks binary, with a NUL after {before}", advice, nameable)
 
 
-def with_swapped_mark(path: Path, encoding: str, head: bytes) -> NotTextError | None:
+def with_swapped_mark(
+    path: Path, encoding: str, head: bytes, nameable: Nameable
+) -> NotTextError | None:
     """Return the error for a file whose byte order mark tells of the other byte order; else None.
 
     Its bytes may well be characters in both.
     """
     if encoding.endswith(("-le", "-be")) and (said := _by_its_mark(head, encoding)):
-        return NotTextError(f"{shown(path)} is not {encoding} text: {said}")
+        return _advised(path, f"is not {encoding} text", said, nameable)
     return None
+
+
+def _advised(path: Path, flaw: str, advice: str, nameable: Nameable) -> NotTextError:
+    """Return the error for a file; a text that was read before must be as it was, whatever it is.
+
+    Its run cannot go on with another.
+    """
+    if nameable == "none":
+        advice = "bring the old text back"
+    return NotTextError(f"{shown(path)} {flaw}: {advice}")
+
+
+def _otherwise(nameable: Nameable) -> str:
+    """Return what to do about a text in an unknown encoding."""
+    bytes_too = " or use --encoding bytes" if nameable == "any" else ""
+    return f"name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...){bytes_too}"
+
+
+def _if_binary(nameable: Nameable) -> str:
+    """Return what to do about a file that has NULs."""
+    if nameable == "any":
+        return "use --encoding bytes, or utf-16-le or utf-16-be if it is that"
+    return "if it is text, name its --encoding (utf-16-le, utf-16-be, ...)"
 
 
 def _refuse_packed(path: Path, head: bytes) -> NotTextError | None:
@@ -118,7 +147,7 @@ def _is_text_so_far(data: bytes, encoding: str, state: State) -> bool:
 
 
 def _not_text(
-    path: Path, encoding: str, error: UnicodeError, offset: int, head: bytes
+    path: Path, encoding: str, error: UnicodeError, offset: int, head: bytes, nameable: Nameable
 ) -> NotTextError:
     """Say where decoding failed; ``offset`` is that of the first byte the decoder was given."""
     where = why = ""
@@ -129,11 +158,11 @@ def _not_text(
         is_binary = offset == 0 and b"\0" in error.object and _has_lines(encoding)
         if not is_binary:
             where += _in_line(path, offset + error.start, encoding)
-    advice = _OTHERWISE
+    advice = _otherwise(nameable)
     if said := _by_its_mark(head, encoding):
         advice = said
     elif is_binary:
-        advice = f"it looks binary, with NULs: {_BINARY}"
+        advice = f"it looks binary, with NULs: {_if_binary(nameable)}"
     elif encoding == "utf-8" and isinstance(error, UnicodeDecodeError) and _has_utf_8(error):
         advice = (
             "up to there it is, so it may be damaged, and iconv -c -f utf-8 -t utf-8 <FILE >NEW "
@@ -141,8 +170,9 @@ def _not_text(
         )
     elif encoding in ("utf-16", "utf-32") and not byte_order_mark(head, encoding):
         why = " (no byte order mark)"
-        advice = f"use --encoding {encoding}-le or {encoding}-be, or another one's name, or bytes"
-    return NotTextError(f"{shown(path)} is not {encoding} text{where}{why}: {advice}")
+        or_bytes = ", or bytes" if nameable == "any" else ""
+        advice = f"use --encoding {encoding}-le or {encoding}-be, or another one's name{or_bytes}"
+    return _advised(path, f"is not {encoding} text{where}{why}", advice, nameable)
 
 
 def _has_lines(encoding: str) -> bool:

@@ -29,7 +29,7 @@ from charrnn.text.corpus import (
 )
 from charrnn.text.decoding import BYTES, Decoder, byte_order_mark, text_encoding
 from charrnn.text.files import NotTextError, cannot_read, find_files, several
-from charrnn.text.not_text import packed, undecodable, with_nul, with_swapped_mark
+from charrnn.text.not_text import Nameable, packed, undecodable, with_nul, with_swapped_mark
 from charrnn.wording import shown
 
 #: Bytes at a file's beginning that tell what kind of file it is.
@@ -39,6 +39,7 @@ _HEAD = 8
 def scan(
     texts: Sequence[str],
     encoding: str = "utf-8",
+    nameable: Nameable = "any",
     *,
     block_bytes: int = BLOCK_BYTES,
 ) -> Corpus:
@@ -50,6 +51,7 @@ def scan(
     Args:
         texts: files, folders and patterns, as ``find_files`` takes them.
         encoding: any text encoding that Python knows, or ``bytes``.
+        nameable: which encodings the user may name, for the advice on a file in another.
         block_bytes: bytes read at a time and between two entries of the seek index.
 
     Raises:
@@ -70,7 +72,9 @@ def scan(
         is_later = any(file.size for file in files)
         hashers = [hasher.copy(), *([hashlib.sha256()] if is_later else [])]
         try:
-            file, file_counts = _scan_file(path, encoding, characters, hashers, block_bytes)
+            file, file_counts = _scan_file(
+                path, encoding, characters, hashers, block_bytes, nameable
+            )
         except NotTextError as error:
             if path in found.explicit:
                 raise
@@ -99,6 +103,7 @@ def _scan_file(
     start: int,
     hashers: list[hashlib._Hash],
     block_bytes: int,
+    nameable: Nameable,
 ) -> tuple[TextFile, NDArray[np.int64]]:
     """Read one file for ``scan``; return it with its counts by code point.
 
@@ -119,7 +124,7 @@ def _scan_file(
                     "of no known size",
                 )
             mark = byte_order_mark(head, encoding)
-            if refusal := with_swapped_mark(path, encoding, head):
+            if refusal := with_swapped_mark(path, encoding, head, nameable):
                 raise refusal
             decoder.decode(mark, final=False)  # the state remembers the byte order
             hashers[-1].update(mark)
@@ -140,10 +145,10 @@ def _scan_file(
                 except UnicodeError as error:
                     raise undecodable(
                         path, encoding, error, data=data, state=state, offset=offset,
-                        size=identity.size, head=head,
+                        size=identity.size, head=head, nameable=nameable,
                     ) from None  # fmt: skip
                 if len(blocks) == 1 and encoding != BYTES and not codes.all():
-                    raise with_nul(path, encoding, codes, head)
+                    raise with_nul(path, encoding, codes, head, nameable)
                 for hasher in hashers:
                     hasher.update(data)
                 counts = add_counts(counts, np.bincount(codes))

@@ -252,7 +252,7 @@ def portray_comparison(
         CharrnnError: a checkpoint, a log or the text is no longer usable.
     """
     plan, portraits = comparison.plan, []
-    scan_once, read_once = cache(scan), cache(read_log)
+    scan_once, read_once = cache(partial(scan, nameable="none")), cache(read_log)
     load_on_cpu = partial(load_model, device="cpu")
     for cell in comparison.cells:
         model, vocabulary, checkpoint = _read_scored(cell.best, load_on_cpu)
