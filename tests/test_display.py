@@ -683,6 +683,19 @@ class TestLive:
         monkeypatch.setenv("COLUMNS", "0")
         assert Output().width > 0
 
+    @pytest.mark.parametrize("name", ["COLUMNS", "LINES"])
+    @pytest.mark.parametrize("value", ["²", "①", "9" * 5000, "wide", ""])
+    def test_a_size_that_is_no_number_is_none(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    ) -> None:
+        """Python counts ² as a digit, and converts no more than 4,300 of them."""
+        monkeypatch.delenv(name, raising=False)
+        size = Output().size
+        monkeypatch.setenv(name, value)
+        assert Output().size == size
+        monkeypatch.setenv(name, "٤٢")
+        assert 42 in Output().size
+
     def test_draws_every_figure(self, display: _LiveTerminal, run: Run) -> None:
         display.start(run)
         assert "first steps" in self.picture(display)

@@ -24,6 +24,8 @@ from charrnn.wording import REORDERING, printable
 #: Characters that steer a terminal, or end a line for some readers, and that JSON may have as they
 #: are.
 _TO_ESCAPE = re.compile(f"[\x7f-\x9f\u2028\u2029{''.join(sorted(REORDERING))}]")
+#: What COLUMNS and LINES may be. Rich would also try ², which is a digit, yet no number for int().
+_SIZE = re.compile(r"\d{1,5}")
 
 
 class Output(Console):
@@ -35,10 +37,10 @@ class Output(Console):
     def __init__(self, **options: Any) -> None:
         environ = dict(os.environ)
         size = _size_of(sys.stderr if options.get("stderr") else sys.stdout)
-        if size is not None:
+        for name in ("COLUMNS", "LINES"):
             # An exported COLUMNS may be that of another window: the panel could not be erased.
-            environ.pop("COLUMNS", None)
-            environ.pop("LINES", None)
+            if size is not None or not _SIZE.fullmatch(environ.get(name, "")):
+                environ.pop(name, None)
         super().__init__(highlight=False, _environ=environ, **options)
         # Rich assumes 80 columns for a terminal whose TERM is dumb, and takes COLUMNS=0, which
         # some programs set where they know no width, for one that has room for nothing.
