@@ -325,8 +325,8 @@ def test_every_variable_that_is_asked_for_is_documented() -> None:
     asked = set(re.findall(r'"([A-Z][A-Z_]+)"', "\n".join(lines)))
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     table = page.partition("\n## Environment\n")[2].partition("\n## ")[0]
-    # For notebooks, for the compiler, and what terminals set.
-    of_others = {"JPY_PARENT_PID", "MPLBACKEND", "LC_ALL", "COLUMNS", "LINES"}
+    # For notebooks, for the compiler, for matplotlib, and what terminals set.
+    of_others = {"JPY_PARENT_PID", "MPLBACKEND", "MATPLOTLIBRC", "LC_ALL", "COLUMNS", "LINES"}
     assert "CC" in asked
     assert asked - of_others <= set(re.findall(r"[A-Z][A-Z_]+", table))
 

@@ -13,7 +13,7 @@ from charrnn.commands.reporting import refuse_overwriting, show_and_report
 from charrnn.commands.stopping import Stopped
 from charrnn.disk import check_replaceable
 from charrnn.errors import RunFolderError, UsageError
-from tests.conftest import refusing
+from tests.conftest import ENVIRONMENT, ROOT, refusing
 
 
 @pytest.fixture
@@ -80,6 +80,38 @@ def test_the_backend_of_a_notebook_is_not_asked_for(
 
     show_and_report(lambda: None, page, make)
     assert page.read_text(encoding="utf-8") == "drawn"
+
+
+@pytest.mark.parametrize("where", ["config", "."])
+def test_settings_that_matplotlib_cannot_read(tmp_path: Path, where: str) -> None:
+    """Only those in the current folder keep it from drawing: it reads them before any others."""
+    folder = tmp_path / where
+    folder.mkdir(exist_ok=True)
+    (folder / "matplotlibrc").write_bytes("# Größe\nfigure.dpi: 99\n".encode("latin-1"))
+    code = (
+        "from pathlib import Path; from charrnn.commands.reporting import show_and_report\n"
+        "from charrnn.errors import UsageError\n"
+        "def make(): import matplotlib; return 'new'\n"
+        "try: show_and_report(lambda: print('shown'), Path('page.html'), make)\n"
+        "except UsageError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(tmp_path / "config")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    if where == "config":
+        assert done.stdout == "shown\n"
+        assert (tmp_path / "page.html").read_text(encoding="utf-8") == "new"
+    else:
+        assert done.stdout.splitlines()[1:] == [
+            "--report draws with matplotlib, which cannot read the file matplotlibrc in this "
+            "folder: make it utf-8, or work in another folder"
+        ]
+        assert not (tmp_path / "page.html").exists()
 
 
 @pytest.mark.parametrize(

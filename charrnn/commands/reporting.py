@@ -161,11 +161,8 @@ def show_and_report(
     except OSError as error:
         failure = failure or error
     if report is not None:
-        # Keep matplotlib's messages about its caches from the user.
-        logging.getLogger("matplotlib").setLevel(logging.ERROR)
-        # A notebook sets a backend of its own; matplotlib cannot start if that is not installed.
-        os.environ.pop("MPLBACKEND", None)
         try:
+            _start_matplotlib()
             # Replace a link's target, not the link.
             write_text(followed(report), make())
         except BaseException:  # a signal, too: the failure would not be reported otherwise
@@ -176,3 +173,23 @@ def show_and_report(
         say(f"report: {shown(report)}")
     if failure is not None:
         raise failure
+
+
+def _start_matplotlib() -> None:
+    """Import matplotlib without the user's own configuration, which the figures do not follow.
+
+    Raises:
+        UsageError: a file in the current folder, which it reads first of all, is not utf-8.
+    """
+    # Keep its messages about its caches from the user.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    # A notebook sets a backend of its own; matplotlib cannot start if that is not installed.
+    os.environ.pop("MPLBACKEND", None)
+    os.environ["MATPLOTLIBRC"] = os.devnull
+    try:
+        import matplotlib  # noqa: F401
+    except UnicodeDecodeError:
+        raise UsageError(
+            "--report draws with matplotlib, which cannot read the file matplotlibrc in this "
+            "folder: make it utf-8, or work in another folder"
+        ) from None
