@@ -311,5 +311,24 @@ class TestClipping:
         said = "over 15 updates from step 201 on, where the log begins, the largest 7.00."
         assert said in clipping_says(found)
 
+    @pytest.mark.parametrize(
+        ("rows", "lengths"),
+        [
+            (1, [10]),
+            (12, [10] * 12),
+            (13, [20] * 6 + [10]),
+            (30, [30] * 10),
+            (100, [90] * 4 + [80] * 8),
+        ],
+    )
+    def test_periods_are_about_equally_long(self, rows: int, lengths: list[int]) -> None:
+        log = [
+            {"step": 10 * n, "gradient_norm": 1.0, "largest_gradient_norm": 1, "clipped_share": 0.0}
+            for n in range(1, rows + 1)
+        ]
+        found = clipping(log, self.TRAINING)
+        assert found is not None
+        assert [p.last_step - p.first_step + 1 for p in found.periods] == lengths
+
     def test_without_updates(self) -> None:
         assert clipping([{"step": 1, "valid_nats_per_char": 1.0}], self.TRAINING) is None
