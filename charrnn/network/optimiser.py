@@ -258,8 +258,8 @@ class MuonAdamW(AdamW):
         for name, weight in self._matrices.items():
             self._state[f"momentum.{name}"] = torch.zeros_like(weight)
         self._product_dtype = _product_dtype(model.head.weight)
-        # It makes a plain RNN learn worse (docs/diary.md).
-        self._cautious = model.config.cell != "rnn"
+        # It makes a plain RNN, which has no gates, learn worse (docs/diary.md).
+        self._cautious = any(cell.gate_names for cell in model.layers())
 
     def _adam_weights(self) -> Mapping[str, Tensor]:
         return self._others

@@ -20,6 +20,7 @@ from charrnn.config import CELL_GATES, ModelConfig, TrainConfig
 from charrnn.errors import UsageError
 from charrnn.inference.baselines import marks, uniform_nats
 from charrnn.limits import memory_bytes
+from charrnn.network.cells import CELLS
 from charrnn.network.model import CharModel
 from charrnn.network.optimiser import OPTIMISERS
 from charrnn.network.update import Update
@@ -161,8 +162,8 @@ def refuse_too_large(
     """
     gates, size = CELL_GATES[shape.cell], 4
     weights = recipe.matrix_weights(shape)
-    # A plain RNN's backward pass needs only its states, which are the next layer's inputs.
-    kept = 1 if shape.cell == "rnn" and shape.dropout == 0 else gates + 2
+    # Without gates the backward pass needs only the states, which are the next layer's inputs.
+    kept = 1 if not CELLS[shape.cell].gate_names and shape.dropout == 0 else gates + 2
     states = config.bptt * shape.layers * kept * shape.hidden
     counted = config.loss_last or config.bptt
     # The rules may still add dropout where there is none yet.
