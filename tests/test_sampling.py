@@ -248,6 +248,25 @@ class TestSample:
         assert {one.dtype for one in alone} == {drawn_B.dtype}
         assert np.array_equal(np.concatenate(alone), drawn_B)
 
+    @pytest.mark.parametrize(
+        "options", [{}, {"temperature": 0.3}, {"temperature": 0}, {"top_k": 3, "top_p": 0.8}]
+    )
+    @pytest.mark.usefixtures("engine")
+    def test_many_samples_draw_as_some_at_a_time_do(
+        self, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, config = make_model(), SampleConfig(length=9, count=8, **options)
+        expected, widths = texts(model, VOCABULARY, "ab", config), []
+
+        def watched(logits_BV: NDArray[np.floating], config: SampleConfig) -> NDArray[np.float64]:
+            widths.append(len(logits_BV))
+            return next_probabilities(logits_BV, config)
+
+        monkeypatch.setattr(sampling, "next_probabilities", watched)
+        monkeypatch.setattr(sampling, "AT_ONCE", 3 * V)
+        assert texts(model, VOCABULARY, "ab", config) == expected
+        assert widths[:3] in ([3, 3, 2], [])
+
     def test_temperature_0_takes_the_likeliest_whatever_the_seed(self) -> None:
         model, words = make_model(), VOCABULARY
         made = {

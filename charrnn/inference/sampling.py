@@ -27,6 +27,9 @@ PROMPT_WINDOW = 1024
 SHORT_PROMPT = 64
 #: Random numbers drawn from a stream at a time.
 DRAWS = 64
+#: Probabilities computed at a time, about: all those of 1,000 samples of 57,000 symbols would take
+#: half a gigabyte, several times over.
+AT_ONCE = 1 << 20
 
 
 #: One more character of one sample: which sample, from 0, and the character's id.
@@ -179,13 +182,13 @@ def sample(
                 points_B = points_B[numbers]
             draw = stepper.draw if is_plain else None
             if draw is None:
-                drawn_B = _draw(next_probabilities(logits_BV, config), points_B)
+                drawn_B = _drawn(logits_BV, points_B, config)
             else:
                 drawn_B = draw(logits_BV, points_B, config.temperature)
             drawn = drawn_B.tolist()
             # NaN probabilities draw symbol 0, which is otherwise (almost) never drawn.
             if 0 in drawn or config.temperature == 0:
-                _refuse_non_finite(logits_BV[open_lanes])
+                _refuse_non_finite(logits_BV.max(axis=1)[open_lanes])
             produced += 1
             yield from [(numbers[lane], drawn[lane]) for lane in open_lanes]
             if stop is not None:
@@ -200,6 +203,7 @@ def sample(
                 stepper.keep(open_lanes)
                 drawn_B, numbers = drawn_B[open_lanes], [numbers[lane] for lane in open_lanes]
                 open_lanes = list(range(len(numbers)))
+            del logits_BV  # before the next ones are computed: they can take much memory
             logits_BV = stepper.step(drawn_B)
     finally:
         model.train(was_training)
@@ -215,8 +219,8 @@ def unwarned() -> np.errstate:
     return np.errstate(divide="ignore", over="ignore", invalid="ignore")
 
 
-def _refuse_non_finite(logits_BV: NDArray[np.floating]) -> None:
-    if not np.isfinite(logits_BV.max(axis=1)).all():
+def _refuse_non_finite(largest_B: NDArray[np.floating]) -> None:
+    if not np.isfinite(largest_B).all():
         raise NonFiniteError(
             "the model's predictions are not finite: its weights are too large to compute with; "
             "train anew with a lower --lr"
@@ -297,6 +301,21 @@ def _points(config: SampleConfig) -> Iterator[NDArray[np.float64]]:
     streams = [np.random.Generator(np.random.Philox(seed=words)) for words in of_samples]
     while True:
         yield from np.stack([stream.random(DRAWS) for stream in streams], axis=1)
+
+
+def _drawn(
+    logits_BV: NDArray[np.floating], points_B: NDArray[np.float64], config: SampleConfig
+) -> NDArray[np.int64]:
+    """Draw a symbol for each sample, for some samples at a time."""
+    lanes, vocabulary = logits_BV.shape
+    some = max(1, AT_ONCE // vocabulary)
+    if lanes <= some:
+        return _draw(next_probabilities(logits_BV, config), points_B)
+    drawn = (
+        _draw(next_probabilities(logits_BV[at : at + some], config), points_B[at : at + some])
+        for at in range(0, lanes, some)
+    )
+    return np.concatenate([*drawn])
 
 
 def _draw(p_BV: NDArray[np.float64], points_B: NDArray[np.float64]) -> NDArray[np.int64]:
