@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from charrnn.views.figures import (
     DARK,
     LIGHT,
+    STYLES,
     Dots,
     Line,
     Rule,
@@ -64,19 +65,29 @@ class TestFigures:
         assert dashes[3] != dashes[4]
         assert dashes[1] == dashes[3], "the next colour's"
 
-    @pytest.mark.parametrize("style", [0, 4, 9, 15, 31])
-    @pytest.mark.parametrize("other", [0, 3, 7, 14])
-    def test_a_style_in_anothers_colour_keeps_its_dash_and_marker(
-        self, other: int, style: int
-    ) -> None:
-        def drawn(style: int) -> str:
-            line = Line("", (1, 2), (1, 2), style)
-            svg = line_chart("x", "T", [line], x_label="k", y_label="v")
-            return re.sub("x-m[0-9a-f]+", "marker", svg)  # the marker's id depends on its colour
+    @staticmethod
+    def drawn(style: int) -> str:
+        """The figure of a line in a style, without its colour."""
+        line = Line("", (1, 2), (1, 2), style)
+        svg = line_chart("x", "T", [line], x_label="k", y_label="v")
+        svg = re.sub("x-m[0-9a-f]+", "marker", svg)  # the marker's id depends on its colour
+        (colour,) = {*re.findall("--series-(.)", svg)}
+        assert colour == str(style % STYLES)
+        return re.sub("--series-.", "", svg)
 
-        mixed = drawn(in_colour_of(other, style))
-        assert {*re.findall("--series-.", mixed)} == {*re.findall("--series-.", drawn(other))}
-        assert re.sub("--series-.", "", mixed) == re.sub("--series-.", "", drawn(style))
+    @pytest.mark.parametrize("other", [0, 3, 7, 40])
+    def test_a_colour_has_as_many_looks_as_layers_may_need(self, other: int) -> None:
+        """The same ones in each colour, the first of them those of the first styles."""
+        styles = [in_colour_of(other, number) for number in range(36)]
+        assert {style % STYLES for style in styles} == {other % STYLES}
+        looks = [self.drawn(style) for style in styles]
+        assert len({*looks}) == 36
+        assert looks == [self.drawn(in_colour_of(4, number)) for number in range(36)]
+        assert looks[:6] == [self.drawn(number) for number in range(6)]
+
+    def test_many_models_have_a_look_each(self) -> None:
+        styles = [model_style(place) for place in range(180)]
+        assert len({(style % STYLES, self.drawn(style)) for style in styles}) == 180
 
     @pytest.mark.parametrize("scheme", [LIGHT, DARK])
     def test_faint_lines_can_be_seen(self, scheme: str) -> None:

@@ -123,6 +123,27 @@ class TestChartsOfTheInside:
         assert colours("flow-0") == colours("units") == both
         assert colours("memory") == {"m0": 0, "m1": 1}
 
+    def test_a_gate_has_one_colour(self, charts: dict[str, mock._Call]) -> None:
+        """That of the gradient through it alone, on a page of one model; else the model's."""
+        reach = Reach(1, "forget", 1.0, (), (1.0, 0.5), 1, None, 1, None)
+        seen = inspection(gradient_flow=(flow(direct=(reach,)),))
+        self.show(seen)
+        *_, along_forget = charts["flow-0"].args[1]
+        assert along_forget.label == "forget 1"
+        assert charts["gate-0-forget-1"].args[-1] % STYLES == along_forget.style % STYLES == 2
+        self.show(seen, seen)
+        assert [charts[f"gate-{n}-forget-1"].args[-1] for n in (0, 1)] == [0, 1]
+
+    def test_no_two_layers_look_alike(self, charts: dict[str, mock._Call]) -> None:
+        reaches = tuple(
+            Reach(layer, state, 1.0, (), (1.0, 0.5), 1, None, 1, None)
+            for layer in range(1, 13)
+            for state in "hc"
+        )
+        one = flow(reaches=reaches, spectral_radii=((1.0,),) * 12, tanh_slopes=(None,) * 12)
+        self.show(inspection(gradient_flow=(one,)), layers=12)
+        assert len({line.style for line in charts["flow-0"].args[1]}) == 24
+
     @pytest.mark.parametrize(
         ("shares", "low", "high"),
         [

@@ -63,12 +63,13 @@ DASHES: tuple[Any, ...] = (
     (0, (1.2, 1.4)),
     (0, (7, 1.5, 1.2, 1.5)),
     (0, (3, 3)),
-    "solid",
+    (0, (7, 1.5, 1.2, 1.5, 1.2, 1.5)),
 )
 #: Outlines the letters of a label among the lines in the paper's colour.
 ON_PAPER = "stroke: var(--paper); stroke-width: 3; paint-order: stroke"
 MARKERS = ("o", "s", "^", "D", "v", "P")
 #: How many colours there are; a style after the last has the first's and another's dash and marker.
+#: Where each colour has had each marker with its dash, all begin again with another dash.
 STYLES = len(SERIES)
 #: The last of them, grey, is for what is not a model; see ``model_style``.
 PLAIN = STYLES - 1
@@ -149,11 +150,14 @@ def model_style(place: int) -> int:
     return STYLES * again + colour
 
 
-def in_colour_of(other: int, style: int) -> int:
-    """Return a style with the colour of another, which keeps its own dash and marker."""
+def in_colour_of(other: int, number: int) -> int:
+    """Return a style in the colour of another, with the dash and marker of a number.
+
+    These differ for 36 numbers. The first 6 have those of the styles of these numbers.
+    """
     colour = other % STYLES
-    again, own = divmod(style, STYLES)
-    return colour + STYLES * ((own + again - colour) % STYLES)
+    more, marker = divmod(number, STYLES)
+    return colour + STYLES * ((marker - colour) % STYLES + STYLES * more)
 
 
 def number(value: float) -> str:
@@ -445,12 +449,13 @@ def _line_look(line: Line) -> dict[str, Any]:
 def _look(style: int) -> dict[str, Any]:
     """Return the look of a style's lines and markers, as options for matplotlib."""
     again, colour = divmod(style, STYLES)
-    other = (colour + again) % STYLES
+    more, again = divmod(again, STYLES)
+    marker = (colour + again) % STYLES
     return {
         "color": SERIES[colour],
         "linewidth": 1.7,
-        "linestyle": DASHES[other],
-        "marker": MARKERS[other],
+        "linestyle": DASHES[(marker + more) % STYLES],
+        "marker": MARKERS[marker],
         "markersize": 4.2,
         "markeredgewidth": 0,
     }

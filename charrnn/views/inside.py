@@ -44,8 +44,8 @@ LOUDEST = 1e4
 #: Shades of the colours that show a unit's state, on each side of zero.
 SHADES = 5
 #: On a page of one model, the style whose colour each state has: h has the model's. On a page of
-#: several, a colour is a model's, whatever the state. ``ALONE`` is that of a gradient through one
-#: factor alone: "linear", or a gate.
+#: several, a colour is a model's, whatever the state. ``ALONE`` is that of a gate, and of a
+#: gradient through one factor alone: such a gate, or "linear".
 STATES, ALONE = {"h": 0, "c": 1}, 2
 
 
@@ -276,7 +276,7 @@ def _gate_section(gates: Measured[tuple[GateUse, ...]], seen: str) -> str:
                 f"{model.portrait.label}: {use.gate} gate of layer {use.layer}",
                 use.closed_share,
                 use.open_share,
-                model.style,
+                model.style if model.name else ALONE,
             ),
         )
         for model, uses in gates
