@@ -27,7 +27,7 @@ from charrnn.nats import perplexity
 from charrnn.network.model import CharModel
 from charrnn.text.corpus import Part
 from charrnn.text.decoding import BYTES
-from charrnn.text.lookalikes import remarks
+from charrnn.text.lookalikes import with_remarks
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import quoted, shown
 
@@ -270,7 +270,5 @@ class _Following:
         if self._part.corpus.encoding == BYTES:
             return ""
         known = "".join(map(chr, self._part.counts))
-        lacking = [one for one in dict.fromkeys(self._text) if one not in known]
-        instead = remarks(lacking, known, "the text")
-        remark = {one: f" ({words})" for one, words in instead.items()}
-        return ", ".join(quoted(one) + remark.get(one, "") for one in lacking)
+        lacking = {one: quoted(one) for one in self._text if one not in known}
+        return with_remarks(lacking, known, "the text")

@@ -64,6 +64,23 @@ def remarks(lacking: Iterable[str], known: str, text: str = "the training text")
     return found
 
 
+def with_remarks(lacking: Mapping[str, str], known: str, text: str = "the training text") -> str:
+    r"""Return a list of characters that a text lacks, in words, with the remarks on them.
+
+    >>> print(with_remarks({"'": "2 x '", "Z": "1 x Z"}, "’"))
+    2 x ' (the training text has '’' U+2019), 1 x Z
+
+    Args:
+        lacking: each character -> how it is named in the list.
+        known: as for ``remarks``.
+        text: as for ``remarks``.
+    """
+    found = remarks(lacking, known, text)
+    return ", ".join(
+        name + (f" ({found[one]})" if one in found else "") for one, name in lacking.items()
+    )
+
+
 def _remark(character: str, known: str, alike: Mapping[str, Sequence[str]]) -> tuple[str, str]:
     """Return a remark's kind, "" if each character needs its own, and what the text has, or ""."""
     if "\udc80" <= character <= "\udcff":

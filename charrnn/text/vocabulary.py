@@ -6,6 +6,7 @@ sorted by code point. The vocabulary of plain bytes is the 256 bytes; none is un
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from charrnn.text.decoding import BYTES, Codes, is_own_name
-from charrnn.text.lookalikes import remarks
+from charrnn.text.lookalikes import with_remarks
 from charrnn.wording import quoted, shown
 
 #: The id of the unknown symbol in every text vocabulary.
@@ -54,15 +55,10 @@ def listed(unknown: Mapping[str, int], known: str = "") -> str:
         unknown: character -> how often it occurs.
         known: the characters of the training text, for what it has instead.
     """
-    shown = dict(list(unknown.items())[:LISTED])
-    instead = remarks(shown, known)
-    words = [
-        f"{quoted(character)} x {count:,}"
-        + (f" ({instead[character]})" if character in instead else "")
-        for character, count in shown.items()
-    ]
+    first = itertools.islice(unknown.items(), LISTED)
+    names = {character: f"{quoted(character)} x {count:,}" for character, count in first}
     more = f" and {len(unknown) - LISTED:,} more" if len(unknown) > LISTED else ""
-    return ", ".join(words) + more
+    return with_remarks(names, known) + more
 
 
 class Vocabulary:
