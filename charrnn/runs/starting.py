@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,10 +34,11 @@ from charrnn.storage.trained import trained_model
 from charrnn.text.corpus import Corpus, Part
 from charrnn.text.decoding import BYTES
 from charrnn.text.files import embedded_corpus
+from charrnn.text.lookalikes import in_two_forms
 from charrnn.text.not_text import Nameable
 from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import MANY_UNKNOWN, Vocabulary, listed
-from charrnn.wording import counted, shown
+from charrnn.wording import counted, joined, quoted, shown
 
 #: With fewer held-out characters than this, their loss is mostly chance.
 FEW = 500
@@ -203,6 +205,7 @@ def _about_text(
     """
     notes = [*corpus.notes, *(valid.corpus.notes if valid and record.valid_texts else ())]
     notes += _line_ends(corpus)
+    notes += _two_forms(corpus)
     if spooled is not None:
         notes = [note.replace(str(spooled), "standard input") for note in notes]
         notes.append("standard input cannot be read again: to resume, give the text as a file")
@@ -227,6 +230,22 @@ def _line_ends(corpus: Corpus) -> list[str]:
     # tr changes single bytes, and a character of utf-16 has two.
     tr = f", with {command} <FILE >NEW" if "\r".encode(corpus.encoding) == b"\r" else ""
     return [f"{which} line ends are {ends}, and \\r counts as a character: make them LF{tr}"]
+
+
+def _two_forms(corpus: Corpus) -> list[str]:
+    """Say which letters a text has in two forms, if any, and how to make them one."""
+    letters = {} if corpus.encoding == BYTES else in_two_forms(corpus)
+    if not letters:
+        return []
+    two, count = next(iter(letters.items()))
+    one = unicodedata.normalize("NFC", two)
+    more = len(letters) - 1
+    others = f", and so {'is' if more == 1 else 'are'} {counted(more, 'other letter')}" * (more > 0)
+    return [
+        f"{quoted(one)} is one character {corpus.counts[ord(one)]:,} times, and {count:,} times it "
+        f"is {joined([*map(quoted, two)], 'and')}{others}: the model learns each form apart; make "
+        "all of the text normal form NFC, by uconv -x nfc, say"
+    ]
 
 
 def _used_elsewhere(valid: Part, record: TextRecord) -> list[str]:

@@ -1,14 +1,19 @@
 """Why a text lacks a character that it seems to have: look-alikes and Unicode's normal forms.
 
 A character may look the same as another (’ and '), or be written as one code point or as several
-(é, or e and an accent), and a keyboard, a file name or a word processor chooses for the user.
+(é, or e and an accent), and a keyboard, a file name or a word processor chooses for the user. A
+text of several sources may have both.
 """
 
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
+from charrnn.text.corpus import Corpus
 from charrnn.wording import is_drawn_onto, joined, quoted
 
 #: Characters that are typed for each other, beyond those that Unicode calls compatible: quotes,
@@ -29,6 +34,8 @@ _TYPED_FOR = {one: group[0] for group in _TYPED_FOR_EACH_OTHER for one in group}
 _SHOWN = 3
 #: Initial, medial and final letters of Korean, which are joined into syllables.
 _JAMO = frozenset(map(chr, range(0x1100, 0x1200)))
+#: Of letters in two forms the rarer one is worth a word from this share of the other on.
+WORTH_A_WORD = 0.01
 #: The kind of the one remark that is not about what the text has.
 _BYTE = "byte"
 
@@ -117,3 +124,45 @@ def _named(character: str) -> str:
     """Return a character with its code point, as it may look like another."""
     name = quoted(character)
     return name if "\\" in name else f"{name} U+{ord(character):04X}"
+
+
+def in_two_forms(text: Corpus) -> dict[str, int]:
+    """Return letters of two characters, such as e with U+0301, that a text has as one, too.
+
+    A model learns each form apart. Only a text in which both forms may be common is read for this:
+    its counts tell that, but not which letters its marks are on. They may be on letters that have
+    no other form, as most are in Hindi, or all of the text may be in normal form NFD.
+
+    Returns:
+        The two characters -> how often they occur, the most frequent first. The one character is
+        their normal form NFC.
+
+    Raises:
+        CorpusError: the text changed since it was scanned.
+    """
+    pairs: dict[tuple[int, int], str] = {}
+    whole = 0
+    for code, count in text.counts.items():
+        apart = unicodedata.normalize("NFD", chr(code))
+        mark = apart[-1]
+        two = unicodedata.normalize("NFC", apart[:-1]) + mark
+        is_its_form = len(two) == 2 and unicodedata.normalize("NFC", two) == chr(code)
+        if is_its_form and all(ord(one) in text.counts for one in two):
+            pairs[ord(two[0]), ord(mark)] = two
+            whole += count
+    marks = {mark for _, mark in pairs}
+
+    def are_both_common(apart: int) -> bool:
+        return min(whole, apart) > WORTH_A_WORD * max(whole, apart)
+
+    if not are_both_common(sum(text.counts[mark] for mark in marks)):
+        return {}
+    found: Counter[str] = Counter()
+    last = 0
+    for codes in text.whole.codes():
+        at = np.flatnonzero(np.isin(codes, [*marks]))
+        bases = np.concatenate([[last], codes[:-1]])[at]
+        both = zip(bases.tolist(), codes[at].tolist(), strict=True)
+        found.update(pairs[pair] for pair in both if pair in pairs)
+        last = int(codes[-1])
+    return dict(found.most_common()) if are_both_common(found.total()) else {}
