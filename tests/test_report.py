@@ -240,16 +240,39 @@ class TestAssessmentPage:
         bare = replace(RUN, config=replace(RUN.config, optimiser="muon", clip_norm=None, seed=3))
         two = [portrait("one"), portrait("two", run=bare)]
         far = "for 20 steps; this checkpoint after 10 steps, 180 characters, 5 s"
-        says = [
+        page = check(inspection_page(two[0], "poem", ORIGIN))
+        assert f"one: trained with SGD 0.5, clip norm 1, seed 1, {far}" in page.texts["li"]
+        less = replace(bare, config=replace(bare.config, minutes=3.0, steps=None))
+        both = [two[0], portrait("two", run=less)]
+        page = check(assessment_page([assessment()] * 2, both, "poem", ORIGIN))
+        said = [text for text in page.texts["li"] if ": trained with " in text]
+        assert said == [
             f"one: trained with SGD 0.5, clip norm 1, seed 1, {far}",
-            f"two: trained with Muon 0.5 and AdamW 0.5, no clipping, seed 3, {far}",
+            "two: trained with Muon 0.5 and AdamW 0.5, no clipping, seed 3, for 3 minutes; "
+            + far.partition("; ")[2],
         ]
-        for text, number in (
-            (assessment_page([assessment()] * 2, two, "poem", ORIGIN), 2),
-            (inspection_page(two[0], "poem", ORIGIN), 1),
-        ):
-            said = [text for text in check(text).texts["li"] if ": trained with " in text]
-            assert said == says[:number]
+
+    def test_says_once_how_all_models_were_trained(self) -> None:
+        """Whatever it is; each model's own words are what it does not share with all others."""
+        said = {}
+        for number, seeds in enumerate(((1, 2), (1, 1))):
+            runs = [replace(RUN, config=replace(RUN.config, seed=seed)) for seed in seeds]
+            runs[1] = replace(runs[1], progress=replace(RUN.progress, step=20))
+            two = [portrait(name, run=run) for name, run in zip("ab", runs, strict=True)]
+            page = check(assessment_page([assessment()] * 2, two, "poem", ORIGIN))
+            said[number] = [text for text in page.texts["li"] if "SGD" in text or "after" in text]
+        assert said == {
+            0: [
+                "Common to all: SGD 0.5, clip norm 1, for 20 steps",
+                "a: seed 1; this checkpoint after 10 steps, 180 characters, 5 s",
+                "b: seed 2; this checkpoint after 20 steps, 180 characters, 5 s",
+            ],
+            1: [
+                "Common to all: SGD 0.5, clip norm 1, seed 1, for 20 steps",
+                "a: this checkpoint after 10 steps, 180 characters, 5 s",
+                "b: this checkpoint after 20 steps, 180 characters, 5 s",
+            ],
+        }
 
     def test_a_long_name_is_cut_in_figures_alone(self) -> None:
         by_position = PositionScores(np.linspace(3, 2, 10), 7)

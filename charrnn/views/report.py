@@ -256,8 +256,10 @@ def inspection_page(portrait: Portrait, text: str, origin: Origin) -> str:
 
 
 def _training(portraits: Sequence[Portrait]) -> str:
-    """Return how each model was trained."""
-    return page.bullets(f"{one.label}: {trained_how(one.run)}" for one in portraits)
+    """Return how each model was trained, and once what all have in common."""
+    common, own = trained_how([one.run for one in portraits])
+    says = [f"{one.label}: {how}" for one, how in zip(portraits, own, strict=True)]
+    return page.bullets([f"Common to all: {common}", *says] if common else says)
 
 
 def _inspection_lead(portrait: Portrait) -> str:

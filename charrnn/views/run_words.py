@@ -49,7 +49,7 @@ def introduction(run: RunSummary, device: str, *, is_planned: bool) -> list[str]
         f"model   {shape.cell.upper()} {shape.layers} x {shape.hidden}, embedding "
         f"{shape.embedding}, {run.parameters:,} parameters, {shape.vocabulary:,} symbols",
         f"data    {_data(run)}",
-        f"update  {_update(run, is_planned)}",
+        f"update  {', '.join(_update(run, is_planned))}",
         f"device  {device}, {run.config.precision}; {_budget(run)}",
     ]
 
@@ -76,7 +76,7 @@ def _data(run: RunSummary) -> str:
     return f"{counted(config.batch_size, 'lane')}, {window}, {steps} an epoch"
 
 
-def _update(run: RunSummary, is_planned: bool) -> str:
+def _update(run: RunSummary, is_planned: bool) -> list[str]:
     """Return the learning rates, clipping, regularisation and seed."""
     config = run.config
     rates = f"{UPDATE_RULES[config.optimiser]} {config.lr:g}"
@@ -88,15 +88,26 @@ def _update(run: RunSummary, is_planned: bool) -> str:
     if config.scale_norm:
         clip = f"scaled to norm {config.scale_norm:g}"
     held = regularisers(run, by_plan=None if is_planned else False)
-    return ", ".join([rates, clip, *held, f"seed {config.seed}"])
+    return [rates, clip, *held, f"seed {config.seed}"]
 
 
-def trained_how(run: RunSummary) -> str:
-    """Return the update, budget and progress of the run that a checkpoint is of."""
-    return (
-        f"trained with {_update(run, is_planned=True)}, for {_budget(run)}; this checkpoint after "
-        f"{come_to(run)}"
-    )
+def trained_how(runs: Sequence[RunSummary]) -> tuple[str, list[str]]:
+    """Return how the runs that checkpoints are of were trained.
+
+    Returns:
+        What several updates and budgets have in common, if anything; and for each run what they
+        have of their own, and how far its checkpoint has come.
+    """
+    each = [[*_update(run, is_planned=True), f"for {_budget(run)}"] for run in runs]
+    alike = [words for words in each[0] if all(words in other for other in each[1:])]
+    common = alike if len(runs) > 1 else []
+    own = [", ".join(words for words in of_run if words not in common) for of_run in each]
+    begin = "" if common else "trained with "
+    come = [f"this checkpoint after {come_to(run)}" for run in runs]
+    return ", ".join(common), [
+        f"{begin}{words}; {after}" if words else after
+        for words, after in zip(own, come, strict=True)
+    ]
 
 
 def _budget(run: RunSummary) -> str:
