@@ -6,7 +6,7 @@ import pytest
 
 from charrnn.views.report import assessment_page
 from charrnn.views.surprise import surprise, surprise_mark
-from tests.pages import ORIGIN, assessment, portrait
+from tests.pages import ORIGIN, assessment, check, portrait
 
 
 def test_an_accent_that_surprises_shows_its_colour() -> None:
@@ -33,6 +33,21 @@ def test_what_was_given_is_not_coloured_as_if_foreseen() -> None:
     for nats, said in ((0.0, '>\na<span class="bits-0">b'), (0.1, '>\n<span class="bits-0">ab')):
         drawn = portrait(excerpt=(("a", nats), ("b", 0.1)))
         assert said in assessment_page([assessment()], [drawn], "poem", ORIGIN)
+
+
+def test_the_costliest_characters_are_named() -> None:
+    """After what is before them, for readers who do not see the colours."""
+    text = "the <cat>\nsat on the mat"
+    costs = {4: 9.0, 9: 3.0, 10: 0.5, 14: 1.5, 18: 4.0, 19: 2.5, 20: 2.0, 22: 1.4}
+    excerpt = tuple((c, costs.get(n, 0.1)) for n, c in enumerate(text))
+    said = check(assessment_page([assessment()], [portrait(excerpt=excerpt)], "poem", ORIGIN))
+    assert (
+        " Most surprising is the last character of 'the <' at 13.0 bits, 'at>\\nsat on th' at 5.8 "
+        "bits, 'the <cat>\\n' at 4.3 bits, 't>\\nsat on the' at 3.6 bits and '>\\nsat on the ' at "
+        "2.9 bits."
+    ) in "".join(said.texts["p"])
+    plain = portrait(excerpt=(("a", 0.0), ("b", 1.0)))
+    assert "Most surprising" not in assessment_page([assessment()], [plain], "poem", ORIGIN)
 
 
 def test_surprise_counts_the_levels_in_bits() -> None:

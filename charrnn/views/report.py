@@ -48,6 +48,8 @@ from charrnn.wording import counted, joined
 
 #: The most checkpoints that the title of a page names.
 MOST_NAMED = 5
+#: How many of an excerpt's costliest characters are named, each after so many characters before it.
+COSTLIEST, BEFORE = 5, 12
 
 # The three pages -------------------------------------------------------------------------
 
@@ -472,4 +474,18 @@ def _excerpt(portrait: Portrait) -> str:
     bits = in_bits(sum(nats for _, nats in portrait.excerpt))
     return page.coloured(pieces, f"Text as {portrait.label} sees it") + page.note(
         f"{bits:,.0f} bits for {counted(priced, 'character')}, {bits / max(1, priced):.2f} each."
+        + _most_surprising(portrait.excerpt)
     )
+
+
+def _most_surprising(excerpt: Sequence[tuple[str, float]]) -> str:
+    """Name the costliest characters, for who does not see colours; empty if none is costly."""
+    costly = [n for n, (_, nats) in enumerate(excerpt) if surprise(nats) >= 2]
+    costly = sorted(costly, key=lambda n: -excerpt[n][1])[:COSTLIEST]
+    # "at" also because a number directly after right-to-left text would be displayed before it.
+    said = [
+        f"{''.join(c for c, _ in excerpt[max(0, n - BEFORE) : n + 1])!r} at "
+        f"{in_bits(excerpt[n][1]):.1f} bits"
+        for n in costly
+    ]
+    return f" Most surprising is the last character of {joined(said, 'and')}." if said else ""
