@@ -186,13 +186,22 @@ each_type = pytest.mark.parametrize(
 ROUNDING = {torch.float64: 1e-12, torch.float32: 3e-6}
 
 
-# Widths below and above the size from which the recurrent weights are packed; lanes for
-# every number of rows that a compiled product takes at once.
+# Widths below and above the size from which the recurrent weights are packed, and that from which
+# they are read backwards in turns; lanes for every number of rows that a compiled product takes at
+# once.
 @each_cell
 @own_or_shared
 @pytest.mark.parametrize(
     ("steps", "lanes", "inputs", "hidden"),
-    [(T, B, E, H), (9, 1, 33, 113), (9, 5, 3, 193), (3, 23, 5, 33), (2, 34, 5, 7), (1, 3, 5, 37)],
+    [
+        (T, B, E, H),
+        (9, 1, 33, 113),
+        (9, 5, 3, 193),
+        (3, 23, 5, 33),
+        (2, 34, 5, 7),
+        (1, 3, 5, 37),
+        (3, 2, 5, 733),
+    ],
 )
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)
 @pytest.mark.usefixtures("engine")
@@ -219,6 +228,7 @@ def test_float32_equals_the_naive_loop(
         (3, 23, 5, 33),
         (2, 34, 5, 7),
         (1, 3, 5, 37),
+        (3, 2, 5, 733),
     ],
 )
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)

@@ -110,6 +110,21 @@ def test_steps_give_the_logits_of_one_forward(
 
 
 @pytest.mark.parametrize("engine", COMPILED)
+@pytest.mark.parametrize("weights", get_args(WeightsName))
+def test_the_order_in_which_weights_are_read_changes_no_bit(
+    cell: CellName, weights: WeightsName, engine: str
+) -> None:
+    """If there are many, every second step reads them backwards, and makes U's products first."""
+    model = make_model(cell, layers=2, hidden=733)
+    text_TB, state, _ = forward(model, 3)
+    whole = make_stepper(engine, model, state, weights)
+    for symbols_B in text_TB:
+        first = make_stepper(engine, model, whole.hidden(), weights)
+        np.testing.assert_array_equal(whole.step(symbols_B.numpy()), first.step(symbols_B.numpy()))
+        assert_equal(whole.hidden(), first.hidden())
+
+
+@pytest.mark.parametrize("engine", COMPILED)
 @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 0.03, 0.7, 1.0, 2.9, 1e38])
 @pytest.mark.parametrize(("lanes", "symbols"), [(1, 11), (700, 37), (13, 500)])
 def test_c_draws_as_numpy_does(lanes: int, symbols: int, temperature: float, engine: str) -> None:

@@ -72,7 +72,8 @@ typedef struct {
     const void *panels;
     long blocks, each; /* so many panels in each of so many blocks */
     long inner;
-    long type; /* FLOATS, NARROWS, BYTES */
+    long type;         /* FLOATS, NARROWS, BYTES */
+    long back;         /* whether the panels are read from the last to the first */
 } matrix;
 
 /* Columns of all panels. */
@@ -120,8 +121,22 @@ static matrix as_matrix(const void *panels, long inner, long blocks, long column
         inner = (inner + NARROW_DEPTH - 1) / NARROW_DEPTH * NARROW_DEPTH;
     if (type == BYTES)
         inner = (inner + BYTE_DEPTH - 1) / BYTE_DEPTH * BYTE_DEPTH;
-    return (matrix){panels, blocks, (columns + WIDTH - 1) / WIDTH, inner, type};
+    return (matrix){panels, blocks, (columns + WIDTH - 1) / WIDTH, inner, type, 0};
 }
+
+/* A matrix of so many numbers does not fit a core's cache, or nearly so. */
+#define LARGE (1 << 19)
+
+/* The matrix for the n-th of many products with it. If it is large, every second one reads its
+ * panels from the last to the first: what the one before has read last is still in the cache. */
+INLINE matrix in_turn(matrix m, long n)
+{
+    m.back = n & 1 && m.inner * width_of(m) >= LARGE;
+    return m;
+}
+
+/* The place of the n-th thing of so many to be read. */
+INLINE long place_of(matrix m, long n, long count) { return m.back ? count - 1 - n : n; }
 
 /* A panel's rows are asked for this many rows before they are multiplied: Intel's hardware fetches
  * them too late by itself. */
@@ -130,10 +145,13 @@ static matrix as_matrix(const void *panels, long inner, long blocks, long column
 /* out[rows, WIDTH] = x[rows, inner] @ panel[inner, WIDTH]; or += instead, if `add`
  *
  *   x_row, x_next    how far apart the rows of x are, and the numbers of a row
+ *   following        the panel that will be multiplied next
  */
 INLINE void multiply_wide(const int rows, long inner, const float *x, long x_row, const long x_next,
-                          const float *panel, float *out, long out_stride, const long add)
+                          const float *panel, const float *following, float *out, long out_stride,
+                          const long add)
 {
+    const float *ahead = panel + AHEAD * WIDTH;
     vector sums[MOST_ROWS][VECTORS];
 #pragma GCC unroll 8
     for (int row = 0; row < rows; row++)
@@ -143,9 +161,11 @@ INLINE void multiply_wide(const int rows, long inner, const float *x, long x_row
             if (add)
                 sums[row][v] = *(const vector *)(out + row * out_stride + v * VECTOR);
         }
-    for (long k = 0; k < inner; k++) {
+    for (long k = 0; k < inner; k++, ahead += WIDTH) {
+        if (k == inner - AHEAD)
+            ahead = following;
         for (int line = 0; line < WIDTH; line += 16)
-            __builtin_prefetch(panel + (k + AHEAD) * WIDTH + line);
+            __builtin_prefetch(ahead + line);
         vector weights[VECTORS];
 #pragma GCC unroll 8
         for (int v = 0; v < VECTORS; v++)
@@ -254,13 +274,14 @@ static void multiply_in_tiles(matrix m, long from, long to, long rows, const uin
 {
     const long columns = width_of(m);
     const uint16_t *panels = m.panels;
-    const long whole = rows / 16 * 16;
+    const long whole = rows / 16 * 16, pairs = (to - from + 1) / 2;
     for (long first = 0, end; first < rows; first = end) {
         end = first < whole ? whole : rows;
         configure_tiles(least(end - first, 16));
         for (long block = 0; block < m.blocks; block++)
-            for (long q = from; q < to; q += 2) {
-                const long p = block * m.each + q;
+            for (long pair = 0; pair < pairs; pair++) {
+                const long q = from + 2 * place_of(m, pair, pairs);
+                const long p = place_of(m, block, m.blocks) * m.each + q;
                 const uint16_t *panel = panels + p * m.inner * WIDTH;
                 for (long row = first; row < end; row += 16) {
                     float *sums = out + row * columns + p * WIDTH;
@@ -376,7 +397,8 @@ static void quantise_rows(long rows, long given, long inner, const float *x, int
 /* The panels `from` to `to` of each block. */
 #define EACH_PANEL                                                                               \
     for (long block = 0; block < m.blocks; block++)                                              \
-        for (long p = block * m.each + from; p < block * m.each + to; p++)
+        for (long n = 0; n < to - from; n++)
+#define PANEL (place_of(m, block, m.blocks) * m.each + from + place_of(m, n, to - from))
 
 /* Round x[given] to bf16, and pad it with zeros to narrow[inner]. */
 INLINE void narrow_row(long given, long inner, const float *x, uint16_t *narrow)
@@ -402,6 +424,7 @@ static void multiply_narrowed(matrix m, long from, long to, long rows, const uin
     }
 #endif
     EACH_PANEL {
+        const long p = PANEL;
         const uint16_t *panel = (const uint16_t *)m.panels + p * m.inner * WIDTH;
         float *out = sums + p * WIDTH;
         long row = 0;
@@ -439,6 +462,7 @@ static void multiply(matrix m, long from, long to, long rows, const float *x, lo
         const int8_t *panels = m.panels;
         const float *scales = (const float *)(panels + m.inner * columns);
         EACH_PANEL {
+            const long p = PANEL;
             float *out = sums + p * WIDTH;
             long row = 0;
             IN_BLOCKS(multiply_bytes(some, m.inner, narrow + row * m.inner, m.inner,
@@ -450,10 +474,12 @@ static void multiply(matrix m, long from, long to, long rows, const float *x, lo
 #endif
     (void)room;
     EACH_PANEL {
+        const long p = PANEL;
         const float *panel = (const float *)m.panels + p * m.inner * WIDTH;
+        const float *following = panel + (m.back ? -m.inner : m.inner) * WIDTH;
         float *out = sums + p * WIDTH;
         long row = 0;
-        IN_BLOCKS(multiply_wide(some, m.inner, x + row * given, given, 1, panel,
+        IN_BLOCKS(multiply_wide(some, m.inner, x + row * given, given, 1, panel, following,
                                 out + row * columns, columns, 0))
     }
 }

@@ -123,7 +123,7 @@ void forward(long threads, long apart, long narrow, long steps, long lanes, long
             }
             wait_unless(apart);
             if (t < steps)
-                multiply_lanes(m, s, typed, t * lanes + s.first, hidden);
+                multiply_lanes(in_turn(m, t), s, typed, t * lanes + s.first, hidden);
         }
     }
 }
@@ -209,7 +209,7 @@ void backward(long threads, long apart, long narrow, long steps, long lanes, lon
                     narrow_units(s, 1, hidden, d_n_row, hidden, (uint16_t *)d_n + at * hidden);
             }
             wait_unless(apart);
-            multiply_lanes(m, s, d, t * lanes + s.first, gates * hidden);
+            multiply_lanes(in_turn(m, t), s, d, t * lanes + s.first, gates * hidden);
             for (long row = 0; row < s.rows; row++) {
                 const float *sum = s.sums + row * width_of(m);
                 float *dh_row = dh + (s.first + row) * hidden;
@@ -286,7 +286,7 @@ static void multiply_strip(long depth, long rows, const float *strip, const floa
     float *sums = fits ? out : tile;
     const long sums_stride = fits ? stride : WIDTH;
     long row = 0;
-    IN_BLOCKS(multiply_wide(some, depth, strip + row, 1, MOST_ROWS, panel,
+    IN_BLOCKS(multiply_wide(some, depth, strip + row, 1, MOST_ROWS, panel, panel,
                             sums + row * sums_stride, sums_stride, fits && add))
     for (row = 0; row < rows && !fits; row++)
         for (long j = 0; j < columns; j++)

@@ -22,12 +22,21 @@ typedef struct {
 /* Floats of scratch space that a step needs: the sums, and the states in fewer bits, of which each
  * thread has its own copy if the threads share the units. */
 long step_room(long threads, long apart, long cell, long type, long lanes, long hidden,
-               long vocabulary)
+               long depth, long vocabulary)
 {
     const matrix m = as_matrix(0, hidden, 1, gates_of(cell) * hidden, type);
     const matrix head = as_matrix(0, hidden, 1, vocabulary, type);
     const long copies = type == FLOATS ? 0 : apart ? 1 : threads;
-    return lanes * (2 * width_of(m) + width_of(head) + copies * m.inner);
+    return lanes * ((depth + 1) * width_of(m) + width_of(head) + copies * m.inner);
+}
+
+/* Multiply a thread's lanes of x[B, given] with its panels of a matrix: sums[B, width_of(m)]. */
+static void multiply_part(matrix m, const void *panels, part which, part lanes, const float *x,
+                          long given, float *sums, float *narrow)
+{
+    m.panels = panels;
+    multiply(m, which.from, which.to, lanes.to - lanes.from, x + lanes.from * given, given,
+             sums + lanes.from * width_of(m), narrow);
 }
 
 /* Read one more character of every lane.
@@ -36,6 +45,7 @@ long step_room(long threads, long apart, long cell, long type, long lanes, long 
  *            wait for each other, twice per layer
  *   type     of the panels: FLOATS, NARROWS or BYTES
  *   depth    how many layers there are
+ *   made     how many steps have been made; one is added
  *   table    [V, gates * H]: W x + b of the lowest layer, for every symbol
  *   symbols  [B], the characters to read
  *   head     panels of the head's weights, transposed
@@ -43,42 +53,43 @@ long step_room(long threads, long apart, long cell, long type, long lanes, long 
  *   room     [step_room]: scratch space
  */
 void step(long threads, long apart, long cell, long type, long lanes, long hidden, long depth,
-          const layer *layers, const float *table, const int64_t *symbols, long vocabulary,
-          const void *head, const float *head_bias, float *logits, float *room)
+          int64_t *made, const layer *layers, const float *table, const int64_t *symbols,
+          long vocabulary, const void *head, const float *head_bias, float *logits, float *room)
 {
-    const long gates = gates_of(cell) * hidden;
-    const matrix top = as_matrix(head, hidden, 1, vocabulary, type);
-    const matrix like = as_matrix(0, hidden, 1, gates, type);
-    const long columns = width_of(like), top_columns = width_of(top);
-    float *sums = room, *inputs = sums + lanes * columns, *above = inputs + lanes * columns;
-    float *rest = above + lanes * top_columns;
+    const long gates = gates_of(cell) * hidden, number = (*made)++;
+    const matrix top = as_matrix(0, hidden, 1, vocabulary, type);
+    const matrix m = in_turn(as_matrix(0, hidden, 1, gates, type), number);
+    const long columns = width_of(m), top_columns = width_of(top);
+    float *sums = room, *inputs = sums + depth * lanes * columns;
+    float *above = inputs + lanes * columns, *rest = above + lanes * top_columns;
 
     /* Not IN_PARALLEL: between two steps torch has no products, so the team may be smaller. */
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const part own = part_or_all(apart, lanes, threads);
         const part units = part_or_all(!apart, hidden, threads);
-        const part panels = part_or_all(!apart, like.each, threads);
+        const part panels = part_or_all(!apart, m.each, threads);
         const part top_panels = part_or_all(!apart, top.each, threads);
-        const long first = own.from, rows = own.to - own.from;
-        float *narrow = rest + (apart ? first : own.number * lanes) * like.inner;
+        float *narrow = rest + (apart ? own.from : own.number * lanes) * m.inner;
+        /* U's products need only the states before this step. If it reads backwards, they come
+         * first, beginning with the top layer's, which the step before read last. */
+        for (long l = depth - 1; l >= 0 && m.back; l--)
+            multiply_part(m, layers[l].recurrent, panels, own, layers[l].h, hidden,
+                          sums + l * lanes * columns, narrow);
         for (long l = 0; l < depth; l++) {
             const layer at = layers[l];
-            matrix m = like;
-            m.panels = at.recurrent;
-            multiply(m, panels.from, panels.to, rows, at.h + first * hidden, hidden,
-                     sums + first * columns, narrow);
             if (l) {
-                m.panels = at.inputs;
-                multiply(m, panels.from, panels.to, rows, layers[l - 1].h + first * hidden, hidden,
-                         inputs + first * columns, narrow);
+                multiply_part(m, at.inputs, panels, own, layers[l - 1].h, hidden, inputs, narrow);
                 for (long row = own.from; row < own.to; row++)
                     for (long j = panels.from * WIDTH; j < least(panels.to * WIDTH, gates); j++)
                         inputs[row * columns + j] += at.bias[j];
             }
+            if (!m.back)
+                multiply_part(m, at.recurrent, panels, own, at.h, hidden,
+                              sums + l * lanes * columns, narrow);
             wait_unless(apart);
             for (long row = own.from; row < own.to; row++) {
-                const float *sum = sums + row * columns;
+                const float *sum = sums + (l * lanes + row) * columns;
                 const float *x = l ? inputs + row * columns : table + symbols[row] * gates;
                 float *h = at.h + row * hidden, *c = at.c ? at.c + row * hidden : 0;
                 if (cell == RNN)
@@ -91,8 +102,7 @@ void step(long threads, long apart, long cell, long type, long lanes, long hidde
             }
             wait_unless(apart);
         }
-        multiply(top, top_panels.from, top_panels.to, rows, layers[depth - 1].h + first * hidden,
-                 hidden, above + first * top_columns, narrow);
+        multiply_part(top, head, top_panels, own, layers[depth - 1].h, hidden, above, narrow);
         const long top_end = least(top_panels.to * WIDTH, vocabulary);
         for (long row = own.from; row < own.to; row++)
             for (long j = top_panels.from * WIDTH; j < top_end; j++)

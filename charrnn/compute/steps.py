@@ -102,11 +102,9 @@ class Steps(Multiplier):
         ]
         nbytes = sum(matrix.nbytes for matrix in (*matrices, head))
         ways = ways_to_share(lanes, nbytes, torch.get_num_threads())
-        shape = (IN_C.index(cell), _TYPES.index(head.dtype), lanes, hidden)
-        room_sizes = [
-            self._library.step_room(*map(ctypes.c_long, (*way, *shape, len(head_bias_V))))
-            for way in ways
-        ]
+        shape = (IN_C.index(cell), _TYPES.index(head.dtype), lanes, hidden, len(layers))
+        sizes = (*shape, len(head_bias_V))
+        room_sizes = [self._library.step_room(*map(ctypes.c_long, (*way, *sizes))) for way in ways]
         room = torch.empty(max(room_sizes), dtype=torch.float32)
         symbols_B = torch.zeros(lanes, dtype=torch.int64)
         logits_BV = torch.empty(lanes, len(head_bias_V), dtype=torch.float32)
@@ -115,12 +113,10 @@ class Steps(Multiplier):
         rest = (table_VG, symbols_B, len(head_bias_V), head, head_bias_V, logits_BV, room)
         refuse_misreadable(*matrices, head, dtypes=(head.dtype,))
         refuse_misreadable(*chain(*(layer[2:] for layer in layers)), table_VG, head_bias_V)
-        pointers = (addresses, *(argument(value) for value in rest))
+        made = ctypes.c_int64(0)
+        pointers = (ctypes.byref(made), addresses, *(argument(value) for value in rest))
         run = Fastest(
-            [
-                partial(self._library.step, *map(ctypes.c_long, (*way, *shape, len(layers))))
-                for way in ways
-            ]
+            [partial(self._library.step, *map(ctypes.c_long, (*way, *shape))) for way in ways]
         )
         read_B, written_BV = symbols_B.numpy(), logits_BV.numpy()
 
