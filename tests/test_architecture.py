@@ -63,8 +63,7 @@ OUTSIDE = {
     "numpy": set(ROOMS),
     "torch": set(ROOMS),
     "rich": inside("views", "commands", "cli"),
-    # reporting.py: imported before figures.py, without the user's own configuration of it.
-    "matplotlib": {"views.figures", "commands.reporting"},
+    "matplotlib": {"views.figures"},
     "typer": EDGE,
 }
 

@@ -48,7 +48,7 @@ class TestEvaluate:
     NAMES = (
         "checkpoint", "cell", "layers", "hidden", "parameters", "characters", "unknown",
         "nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "chars_per_second",
-        "bytes", "exact", "device", "seed", "setting", "notes",
+        "uniform_nats", "bytes", "exact", "device", "seed", "setting", "notes",
     )  # fmt: skip
     #: The last fields: beside other models, and which checkpoint and text the scores are for.
     ORIGIN = (
@@ -68,6 +68,8 @@ class TestEvaluate:
         assert row["bits_per_char"] == pytest.approx(row["nats_per_char"] / math.log(2))
         assert row["bits_per_byte"] == pytest.approx(row["bits_per_char"]), "the text is ASCII"
         assert row["perplexity"] == pytest.approx(math.exp(row["nats_per_char"]))
+        symbols = load(trained / "last.safetensors").meta["model"]["vocabulary"]
+        assert row["uniform_nats"] == pytest.approx(math.log(symbols)), "all are known"
 
     def test_json_says_what_it_is_of(self, cli: Cli, trained: Path, prose: Path) -> None:
         def origin(*words: object) -> list[Any]:

@@ -158,6 +158,7 @@ def test_marks_that_have_no_rival_are_not_read_for(
         ("ñ and n, ɔ\u0303 and ɛ\u0303, " * 9, True),  # the mark is on other letters only
         ("é and e, " * 999 + "e\u0301", False),  # a slip
         ("é and e" + "e\u0301" * 999, False),
+        ("বাংলা ভালো, বোন, ছেলে" * 9, True),  # Bengali: marks that could be one, too
     ],
 )
 def test_letters_that_have_one_form_are_left_alone(

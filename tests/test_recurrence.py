@@ -43,27 +43,29 @@ def test_c_numbers_its_cells_as_python_does() -> None:
     assert tuple(names.lower().split(", ")) == products.IN_C
 
 
-def run(cell: str, dtype: torch.dtype, shared: bool = False) -> list[Tensor]:
+def run(
+    cell: str, dtype: torch.dtype, shared: bool = False, lanes: int = B, hidden: int = H
+) -> list[Tensor]:
     """Return outputs, final state and the gradients of inputs and states.
 
     Not the weights' gradient: oneDNN computes it, and may sum in another order.
     """
     torch.manual_seed(3)
-    weights = make_weights(cell, 1 / 4)
-    state = torch.randn(2 if cell == "lstm" else 1, B, H).unbind()
-    rows = (5,) if shared else (T, B)
-    inputs = torch.randn(*rows, GATES[cell] * H)
-    which = torch.randint(5, (T, B)) if shared else None
+    weights = make_weights(cell, 1 / 4, hidden)
+    state = torch.randn(2 if cell == "lstm" else 1, lanes, hidden).unbind()
+    rows = (5,) if shared else (T, lanes)
+    inputs = torch.randn(*rows, GATES[cell] * hidden)
+    which = torch.randint(5, (T, lanes)) if shared else None
     wanted = [t.requires_grad_() for t in (inputs, *state)]
     out, *after = FUNCTIONS[cell](inputs.to(dtype), *state, *weights, which)  # type: ignore[operator]
     loss = out.float().square().sum() + sum(a.sum() for a in after)
     return [out, *after, *torch.autograd.grad(loss, wanted)]
 
 
-def make_weights(cell: str, scale: float) -> list[Tensor]:
+def make_weights(cell: str, scale: float, hidden: int = H) -> list[Tensor]:
     """Return U and, for a GRU, its second bias."""
-    weights = [torch.randn(GATES[cell] * H, H) * scale]
-    return [*weights, torch.randn(H)] if cell == "gru" else weights
+    weights = [torch.randn(GATES[cell] * hidden, hidden) * scale]
+    return [*weights, torch.randn(hidden)] if cell == "gru" else weights
 
 
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -72,10 +74,16 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], i
 @needs_compiler
 @each_dtype
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
+@pytest.mark.parametrize(("lanes", "hidden"), [(B, H), (2, 733)])
 def test_threads_change_no_bit(
-    cell: str, dtype: torch.dtype, shared: bool, monkeypatch: pytest.MonkeyPatch
+    cell: str,
+    dtype: torch.dtype,
+    shared: bool,
+    lanes: int,
+    hidden: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whether they share out the lanes or the units."""
+    """Whether they share out the lanes or the units, of few weights or of many."""
     monkeypatch.setattr("charrnn.compute.products._LEAST_BYTES", 1)
     monkeypatch.setattr("charrnn.compute.trials._TRIAL", 1e-9)
     monkeypatch.setattr(recurrence.loops(), "_fastest", {})
@@ -85,7 +93,7 @@ def test_threads_change_no_bit(
         for number in (1, 2, 3, 5):  # 23, 11, 7 and 4 lanes per thread, or one more
             torch.set_num_threads(number)
             # Two ways at most, each of which is tried by the first calls.
-            results += [run(cell, dtype, shared) for _ in range(2)]
+            results += [run(cell, dtype, shared, lanes, hidden) for _ in range(2)]
     finally:
         torch.set_num_threads(threads)
     for others in results[1:]:

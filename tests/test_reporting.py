@@ -89,11 +89,12 @@ def test_settings_that_matplotlib_cannot_read(tmp_path: Path, where: str) -> Non
     folder.mkdir(exist_ok=True)
     (folder / "matplotlibrc").write_bytes("# Größe\nfigure.dpi: 99\n".encode("latin-1"))
     code = (
-        "from pathlib import Path; from charrnn.commands.reporting import show_and_report\n"
+        "from pathlib import Path; from charrnn.commands.reporting import *\n"
         "from charrnn.errors import UsageError\n"
         "def make(): import matplotlib; return 'new'\n"
-        "try: show_and_report(lambda: print('shown'), Path('page.html'), make)\n"
-        "except UsageError as error: print(error)"
+        "try: check_report(Path('page.html'))\n"
+        "except UsageError as error: print(error)\n"
+        "else: show_and_report(lambda: print('shown'), Path('page.html'), make)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -107,7 +108,7 @@ def test_settings_that_matplotlib_cannot_read(tmp_path: Path, where: str) -> Non
         assert done.stdout == "shown\n"
         assert (tmp_path / "page.html").read_text(encoding="utf-8") == "new"
     else:
-        assert done.stdout.splitlines()[1:] == [
+        assert done.stdout.splitlines() == [
             "--report draws with matplotlib, which cannot read the file matplotlibrc in this "
             "folder: make it utf-8, or work in another folder"
         ]

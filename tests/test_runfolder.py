@@ -131,16 +131,22 @@ def test_nor_over_what_no_run_can_go_on_from(
     for name in ruined:
         file = tmp_path / f"{name}.safetensors"
         save(file, make_state(12))
-        os.truncate(file, file.stat().st_size - 1)
-    lacks = "there is no whole checkpoint"
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1  # in a tensor: the header is whole
+        file.write_bytes(data)
+    advice = (
+        "there is no whole checkpoint to go on from: remove its *.safetensors and metrics.jsonl"
+    )
     for name in whole:
         save(tmp_path / f"{name}.safetensors", make_state(1))
-        lacks = "best.safetensors has weights for --init-from, but there is no whole state"
+        advice = (
+            "best.safetensors has weights for --init-from, but there is no whole state to go on "
+            "from: keep it elsewhere, remove all *.safetensors and metrics.jsonl here"
+        )
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     before = names(tmp_path)
     assert said(lambda: RunFolder.create(tmp_path)) == (
-        f"{tmp_path}: holds a run already: {lacks} to go on from: remove its *.safetensors and "
-        "metrics.jsonl, or choose another folder with --run"
+        f"{tmp_path}: holds a run already: {advice}, or choose another folder with --run"
     )
     assert names(tmp_path) == before
     for file in (*tmp_path.glob("*.safetensors"), tmp_path / "metrics.jsonl"):

@@ -174,14 +174,19 @@ def test_c_draws_symbol_0_where_no_prediction_is_finite(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", COMPILED)
 @pytest.mark.parametrize("weights", get_args(WeightsName))
-@pytest.mark.parametrize("lanes", [1, 4, 23])
+@pytest.mark.parametrize(("lanes", "width"), [(1, 37), (4, 37), (23, 37), (1, 733)])
 def test_threads_change_no_bit(
-    cell: CellName, lanes: int, weights: WeightsName, engine: str, monkeypatch: pytest.MonkeyPatch
+    cell: CellName,
+    lanes: int,
+    width: int,
+    weights: WeightsName,
+    engine: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whether threads share out the lanes or, with few lanes, the units, or take turns."""
     monkeypatch.setattr("charrnn.compute.products._LEAST_BYTES", 1)
     monkeypatch.setattr("charrnn.compute.trials._TRIAL", 1e-9)
-    model = make_model(cell, 2, hidden=37, symbols=77)
+    model = make_model(cell, 2, hidden=width, symbols=77)
     text_TB, hidden, _ = forward(model, lanes)
     results = []
     for number in (1, 2, 3, 5, 7):

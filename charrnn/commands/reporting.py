@@ -34,7 +34,7 @@ def check_report(path: Path) -> None:
     """Refuse a page that cannot be made, or cannot be written to this path.
 
     Raises:
-        UsageError: it is not named .html or .htm, or matplotlib is missing.
+        UsageError: it is not named .html or .htm, or matplotlib is missing or cannot start.
         RunFolderError: no file can be written there.
     """
     if path.suffix.lower() not in (".html", ".htm"):
@@ -44,7 +44,15 @@ def check_report(path: Path) -> None:
             "--report draws with matplotlib, which is not installed: pip install '.[report]' in "
             "charrnn's folder, or pip install matplotlib"
         )
-
+    with suppress(OSError):
+        try:
+            # matplotlib reads it first of all, and cannot start if it is not utf-8.
+            Path("matplotlibrc").read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise UsageError(
+                "--report draws with matplotlib, which cannot read the file matplotlibrc in this "
+                "folder: make it utf-8, or work in another folder"
+            ) from None
     check_replaceable(followed(path))
 
 
@@ -162,7 +170,7 @@ def show_and_report(
         failure = failure or error
     if report is not None:
         try:
-            _start_matplotlib()
+            _prepare_matplotlib()
             # Replace a link's target, not the link.
             write_text(followed(report), make())
         except BaseException:  # a signal, too: the failure would not be reported otherwise
@@ -175,21 +183,10 @@ def show_and_report(
         raise failure
 
 
-def _start_matplotlib() -> None:
-    """Import matplotlib without the user's own configuration, which the figures do not follow.
-
-    Raises:
-        UsageError: a file in the current folder, which it reads first of all, is not utf-8.
-    """
+def _prepare_matplotlib() -> None:
+    """Let matplotlib start without the user's own settings, which the figures do not follow."""
     # Keep its messages about its caches from the user.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     # A notebook sets a backend of its own; matplotlib cannot start if that is not installed.
     os.environ.pop("MPLBACKEND", None)
     os.environ["MATPLOTLIBRC"] = os.devnull
-    try:
-        import matplotlib  # noqa: F401
-    except UnicodeDecodeError:
-        raise UsageError(
-            "--report draws with matplotlib, which cannot read the file matplotlibrc in this "
-            "folder: make it utf-8, or work in another folder"
-        ) from None

@@ -124,7 +124,7 @@ static matrix as_matrix(const void *panels, long inner, long blocks, long column
     return (matrix){panels, blocks, (columns + WIDTH - 1) / WIDTH, inner, type, 0};
 }
 
-/* A matrix of so many numbers does not fit a core's cache, or nearly so. */
+/* A float32 matrix of so many numbers, 2 MB, fills a core's cache, or is too large for it. */
 #define LARGE (1 << 19)
 
 /* The matrix for the n-th of many products with it. If it is large, every second one reads its

@@ -107,6 +107,7 @@ class Assessment:
             "characters": self.scores.characters,
             "unknown": self.scores.unknown,
             **_figures(self.scores),
+            "uniform_nats": self.uniform_nats if math.isfinite(self.uniform_nats) else None,
             "bytes": self.scores.bytes,
             "exact": self.exact,
             "device": self.device,

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from charrnn.command_words import comparison_command, resume_command, validating_on
 from charrnn.config import Record
-from charrnn.disk import followed, opened, refusals
+from charrnn.disk import exists, followed, opened, refusals
 from charrnn.errors import RunFolderError, UsageError
 from charrnn.layout import PLAN, RESULT
 from charrnn.runs.comparison import RunResult
@@ -89,7 +89,7 @@ def refuse_comparison(run: Path) -> None:
     """
     run = followed(run)
     with refusals(run, "cannot read the run's folder"):
-        is_comparison = (run / PLAN).exists()
+        is_comparison = exists(run / PLAN)
     if is_comparison:
         raise RunFolderError(
             f"{shown(run)}: holds a comparison: go on with it with: "

@@ -241,10 +241,12 @@ def _two_forms(corpus: Corpus) -> list[str]:
     one = unicodedata.normalize("NFC", two)
     more = len(letters) - 1
     others = f", and so {'is' if more == 1 else 'are'} {counted(more, 'other letter')}" * (more > 0)
+    # uconv reads utf-8; other encodings may lack a letter in one of its forms.
+    uconv = ", with uconv -x nfc <FILE >NEW" if corpus.encoding == "utf-8" else ""
     return [
         f"{quoted(one)} is one character {corpus.counts[ord(one)]:,} times, and {count:,} times it "
         f"is {joined([*map(quoted, two)], 'and')}{others}: the model learns each form apart; make "
-        "all of the text normal form NFC, by uconv -x nfc, say"
+        f"all of the text normal form NFC{uconv}"
     ]
 
 

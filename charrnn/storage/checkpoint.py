@@ -428,9 +428,9 @@ def _looks_whole(path: Path) -> bool:
     with suppress(_Flaw, OSError), io.FileIO(path, "r", opener=without_waiting) as file:
         size = os.fstat(file.fileno()).st_size
         head = _read_head(file, size)
-        header, _ = _parse_head(head)
+        header, info = _parse_head(head)
         _read_entries(header, size - len(head))
-        return True
+        return bool(info["format"] == FORMAT)
     return False
 
 

@@ -298,9 +298,9 @@ class RunFolder:
         raise DamagedCheckpointError(damage.path, flaw, instead) from damage
 
     def _has_weights(self) -> bool:
-        """Whether the best checkpoint is there and usable, as far as its header shows."""
+        """Whether the best checkpoint is there and whole."""
         with suppress(CheckpointError):
-            read_description(self.path / BEST)
+            load(self.path / BEST)
             return True
         return False
 
@@ -358,10 +358,13 @@ class RunFolder:
                 where = f" at step {checkpoint.require('step', int)}"
             except CheckpointError as error:
                 if isinstance(error, DamagedCheckpointError) or not has_state(self.path):
-                    lacks = "there is no whole checkpoint"
-                    if self._has_weights():
-                        lacks = f"{BEST} has weights for --init-from, but there is no whole state"
-                    go_on = f"{lacks} to go on from: remove its *.safetensors and {LOG},"
+                    go_on = (
+                        f"{BEST} has weights for --init-from, but there is no whole state to go on "
+                        f"from: keep it elsewhere, remove all *.safetensors and {LOG} here,"
+                        if self._has_weights()
+                        else "there is no whole checkpoint to go on from: remove its *.safetensors "
+                        f"and {LOG},"
+                    )
             raise RunFolderError(
                 f"{shown(self.path)}: holds a run already{where}: {go_on} or choose another folder "
                 "with --run"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -140,7 +141,7 @@ def in_two_forms(text: Corpus) -> dict[str, int]:
     Raises:
         CorpusError: the text changed since it was scanned.
     """
-    pairs: dict[tuple[int, int], str] = {}
+    pairs: dict[int, str] = {}
     whole = 0
     for code, count in text.counts.items():
         apart = unicodedata.normalize("NFD", chr(code))
@@ -148,9 +149,9 @@ def in_two_forms(text: Corpus) -> dict[str, int]:
         two = unicodedata.normalize("NFC", apart[:-1]) + mark
         is_its_form = len(two) == 2 and unicodedata.normalize("NFC", two) == chr(code)
         if is_its_form and all(ord(one) in text.counts for one in two):
-            pairs[ord(two[0]), ord(mark)] = two
+            pairs[_pair(*map(ord, two))] = two
             whole += count
-    marks = {mark for _, mark in pairs}
+    marks = {ord(two[1]) for two in pairs.values()}
 
     def are_both_common(apart: int) -> bool:
         return min(whole, apart) > WORTH_A_WORD * max(whole, apart)
@@ -162,7 +163,14 @@ def in_two_forms(text: Corpus) -> dict[str, int]:
     for codes in text.whole.codes():
         at = np.flatnonzero(np.isin(codes, [*marks]))
         bases = np.concatenate([[last], codes[:-1]])[at]
-        both = zip(bases.tolist(), codes[at].tolist(), strict=True)
-        found.update(pairs[pair] for pair in both if pair in pairs)
+        read, times = np.unique(_pair(bases, codes[at].astype(np.int64)), return_counts=True)
+        for pair, count in zip(read.tolist(), times.tolist(), strict=True):
+            if pair in pairs:
+                found[pairs[pair]] += count
         last = int(codes[-1])
     return dict(found.most_common()) if are_both_common(found.total()) else {}
+
+
+def _pair(base: Any, mark: Any) -> Any:
+    """Return one number for two code points, or an array of them for two arrays."""
+    return base * 0x110000 + mark

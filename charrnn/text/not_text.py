@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from charrnn.disk import opened
 from charrnn.text.decoding import Codes, Decoder, State, byte_order_mark
 from charrnn.text.files import NotTextError
 from charrnn.wording import counted, shown
@@ -185,7 +186,7 @@ def _in_line(path: Path, offset: int, encoding: str) -> str:
     if not _has_lines(encoding):
         return ""
     line, left = 1, offset
-    with suppress(OSError), path.open("rb") as stream:
+    with suppress(OSError), opened(path) as stream:
         while left and (data := stream.read(min(left, _BLOCK))):
             line, left = line + data.count(b"\n"), left - len(data)
     return f", in line {line:,}" if line > 1 and not left else ""

@@ -76,9 +76,12 @@ def assessments_say(
             if of_bytes
             else "the models do not all count the same characters; compare them by bits/byte"
         )
-    yield from (_worse_says(one) for one in assessments if one.is_worse_than_guessing)
+    called = _called(assessments, names)
+    for one in assessments:
+        if one.is_worse_than_guessing:
+            yield f"{called[one.checkpoint]}: {_worse_says(one)}"
     if assessments:
-        ranked, called = settings(assessments), _called(assessments, names)
+        ranked = settings(assessments)
         how = _how(assessments)
         yield from _settings_say(ranked, called, how)
         yield from _in_no_mean(assessments, ranked, called)
@@ -97,7 +100,7 @@ def _worse_says(one: Assessment) -> str:
     share, why = one.scores.unknown / one.scores.characters, ""
     if share > MANY_UNKNOWN:
         why = f"; {_unknown_cost(share)}"
-    return f"{shown(one.checkpoint)}: worse than guessing ({one.uniform_nats:.3f} nats){why}"
+    return f"worse than guessing ({one.uniform_nats:.3f} nats){why}"
 
 
 def _unknown_cost(share: float) -> str:
