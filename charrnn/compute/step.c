@@ -45,7 +45,7 @@ static void multiply_part(matrix m, const void *panels, part which, part lanes, 
  *            wait for each other, twice per layer
  *   type     of the panels: FLOATS, NARROWS or BYTES
  *   depth    how many layers there are
- *   made     how many steps have been made; one is added
+ *   made     how many steps of few lanes have been made; this one is added
  *   table    [V, gates * H]: W x + b of the lowest layer, for every symbol
  *   symbols  [B], the characters to read
  *   head     panels of the head's weights, transposed
@@ -56,7 +56,9 @@ void step(long threads, long apart, long cell, long type, long lanes, long hidde
           int64_t *made, const layer *layers, const float *table, const int64_t *symbols,
           long vocabulary, const void *head, const float *head_bias, float *logits, float *room)
 {
-    const long gates = gates_of(cell) * hidden, number = (*made)++;
+    const long gates = gates_of(cell) * hidden;
+    /* The products of many lanes do not wait for the matrices. */
+    const long number = lanes > MOST_ROWS ? 0 : (*made)++;
     const matrix top = as_matrix(0, hidden, 1, vocabulary, type);
     const matrix m = in_turn(as_matrix(0, hidden, 1, gates, type), number);
     const long columns = width_of(m), top_columns = width_of(top);
