@@ -492,7 +492,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("words", "said"),
         [
-            (("train", "prose", "--run", "loop"), "cannot make the run's folder: "),
+            (("train", "prose", "--run", "loop"), "cannot read the run's folder: "),
             (("evaluate", "trained", "--part", "valid", "--per-char", "loop/a"), "cannot write"),
             (("evaluate", "trained", "--part", "valid", "--report", "loop/a.html"), "cannot save"),
         ],
