@@ -186,22 +186,16 @@ each_type = pytest.mark.parametrize(
 ROUNDING = {torch.float64: 1e-12, torch.float32: 3e-6}
 
 
-# Widths below and above the size from which the recurrent weights are packed, and that from which
-# they are read backwards in turns; lanes for every number of rows that a compiled product takes at
-# once.
+#: Steps, lanes, inputs, units, for compiled products: lanes for each number of rows that one takes
+#: at once, and widths below and above that from which weights are read backwards in turns.
+SHAPES = [(T, B, E, H), (3, 23, 5, 33), (2, 34, 5, 7), (1, 3, 5, 37), (3, 2, 5, 733)]
+
+
+# More widths below and above the size from which the recurrent weights are packed.
 @each_cell
 @own_or_shared
 @pytest.mark.parametrize(
-    ("steps", "lanes", "inputs", "hidden"),
-    [
-        (T, B, E, H),
-        (9, 1, 33, 113),
-        (9, 5, 3, 193),
-        (3, 23, 5, 33),
-        (2, 34, 5, 7),
-        (1, 3, 5, 37),
-        (3, 2, 5, 733),
-    ],
+    ("steps", "lanes", "inputs", "hidden"), [*SHAPES, (9, 1, 33, 113), (9, 5, 3, 193)]
 )
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)
 @pytest.mark.usefixtures("engine")
@@ -220,16 +214,7 @@ def test_float32_equals_the_naive_loop(
 @each_cell
 @own_or_shared
 @pytest.mark.parametrize(
-    ("steps", "lanes", "inputs", "hidden"),
-    [
-        (T, B, E, H),
-        (9, 5, 33, 113),
-        (40, 16, 65, 128),
-        (3, 23, 5, 33),
-        (2, 34, 5, 7),
-        (1, 3, 5, 37),
-        (3, 2, 5, 733),
-    ],
+    ("steps", "lanes", "inputs", "hidden"), [*SHAPES, (9, 5, 33, 113), (40, 16, 65, 128)]
 )
 @pytest.mark.parametrize("engine", ENGINES, indirect=True)
 @pytest.mark.usefixtures("engine")
