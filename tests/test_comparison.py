@@ -24,7 +24,8 @@ from charrnn import recipe
 from charrnn.chance import differ, student
 from charrnn.command_words import flag
 from charrnn.commands.stopping import Stopped
-from charrnn.compute.machine import machine, processor
+from charrnn.compute.machine import machine
+from charrnn.compute.processor import processor
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, PrecisionName
 from charrnn.errors import CorpusError, RunFolderError, UsageError
 from charrnn.inference.evaluation import Scores, score

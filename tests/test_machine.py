@@ -9,8 +9,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from charrnn.compute.device import vendor
-from charrnn.compute.machine import machine, processor
+from charrnn.compute.machine import machine
+from charrnn.compute.processor import processor, vendor
 from charrnn.wording import counted
 
 

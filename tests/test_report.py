@@ -21,7 +21,8 @@ from charrnn.analysis.flow import Reach
 from charrnn.analysis.gradients import Truncation, Window
 from charrnn.analysis.memory import Memory
 from charrnn.analysis.norms import Clipping, Period
-from charrnn.compute.machine import machine, processor, worker
+from charrnn.compute.machine import machine, worker
+from charrnn.compute.processor import processor
 from charrnn.inference.assessment import After, OfRun
 from charrnn.inference.baselines import Baseline
 from charrnn.inference.evaluation import PositionScores, Scores

@@ -28,7 +28,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from charrnn.compute.device import cpu_facts
+from charrnn.compute.processor import cpu_facts
 from charrnn.wording import shown
 
 _OPTIONS = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 from typing import get_args
 
 import torch
@@ -123,26 +122,3 @@ def has_capability(name: str) -> bool:
     # Not every torch version that we accept has it; without it we assume no capability.
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get(name))
-
-
-@cache
-def vendor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
-    """Return the processor's vendor, such as "GenuineIntel"; None if it is not known.
-
-    Args:
-        cpuinfo: where Linux describes it.
-    """
-    return cpu_facts(cpuinfo).get("vendor_id")
-
-
-def cpu_facts(cpuinfo: Path) -> dict[str, str]:
-    """Return the fields of the first processor in ``cpuinfo``."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return {}
-    facts: dict[str, str] = {}
-    for line in lines:
-        name, _, value = line.partition(":")
-        facts.setdefault(name.strip(), value.strip())
-    return facts

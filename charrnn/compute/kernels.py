@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from charrnn.compute import recurrence
-from charrnn.compute.device import vendor
 from charrnn.compute.passes import passes
+from charrnn.compute.processor import vendor
 
 _ONEDNN = torch.ops.mkldnn
 """oneDNN's products with packed weights, as torch's own compiler calls them."""

@@ -21,7 +21,8 @@ import torch
 from charrnn import recipe
 from charrnn.command_words import comparison_command
 from charrnn.compute.device import multiplies_bf16, recurs_in_bf16
-from charrnn.compute.machine import processor, worker
+from charrnn.compute.machine import worker
+from charrnn.compute.processor import processor
 from charrnn.config import ModelConfig
 from charrnn.disk import write_json
 from charrnn.errors import CheckpointError, CorpusError, NonFiniteError, RunFolderError, UsageError

@@ -16,7 +16,7 @@ import torch
 from charrnn import __version__, recipe
 from charrnn.command_words import flag, options_again, resume_command, validating_on
 from charrnn.compute.device import choose_device, multiplies_bf16
-from charrnn.compute.machine import processor
+from charrnn.compute.processor import processor
 from charrnn.config import BUDGETS, BY_PLAN, ModelConfig, PartName, TrainConfig
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.layout import BEST

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from charrnn.command_words import command_line, options_again, resume_command, validating_on
-from charrnn.compute.machine import processor
+from charrnn.compute.processor import processor
 from charrnn.config import BUDGETS, ModelConfig, Record, TrainConfig
 from charrnn.errors import NonFiniteError, TakenFolderError
 from charrnn.inference.baselines import marks

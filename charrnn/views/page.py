@@ -19,7 +19,8 @@ import torch
 from charrnn import __version__
 from charrnn.command_words import command_line
 from charrnn.compute.device import is_here
-from charrnn.compute.machine import machine, processor, worker
+from charrnn.compute.machine import machine, worker
+from charrnn.compute.processor import processor
 from charrnn.views.figures import DARK, LIGHT, SANS
 from charrnn.wording import joined, printable
 

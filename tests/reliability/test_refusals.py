@@ -18,7 +18,7 @@ import torch
 import charrnn.runs.training
 import charrnn.storage.checkpoint
 from charrnn import __version__
-from charrnn.compute.machine import processor
+from charrnn.compute.processor import processor
 from charrnn.config import ModelConfig, TrainConfig
 from charrnn.errors import CharrnnError, CheckpointError, CorpusError, RunFolderError
 from charrnn.runs.resuming import resume
