@@ -26,7 +26,7 @@ import hypothesis
 import pytest
 import torch
 
-from charrnn.compute import compiler, recurrence
+from charrnn.compute import compiler, library, recurrence
 from charrnn.compute.device import has_capability
 from charrnn.config import CELL_NAMES, CellName
 from charrnn.errors import CharrnnError, RunFolderError
@@ -245,7 +245,7 @@ def compiler_of(*, tiles: bool) -> list[str]:
 def loops_for(machine: str, *, tiles: bool = True) -> recurrence.Loops:
     """Return loops compiled for ``-march=machine``, or skip the test if they cannot run here."""
     skip_without(machine)
-    loops = compiler.compile_library(recurrence.Loops, compiler_of(tiles=tiles), machine)
+    loops = library.compile_library(recurrence.Loops, compiler_of(tiles=tiles), machine)
     assert isinstance(loops, recurrence.Loops), loops
     return loops
 
@@ -272,6 +272,9 @@ def compiles(*options: str) -> bool:
         except OSError:
             return False
     return True
+
+
+needs_compiler = pytest.mark.skipif(not compiles(), reason="no C compiler with OpenMP")
 
 
 @pytest.fixture

@@ -10,17 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn.compute import compiler, kernels
+from charrnn.compute import compiler, kernels, library
 from charrnn.compute.kernels import dropout, mean_cross_entropy
 from charrnn.compute.passes import Passes, passes
 from charrnn.config import CellName, OptimiserName
 from charrnn.network import optimiser
 from charrnn.network.model import CharModel
 from charrnn.network.optimiser import OPTIMISERS
-from tests.conftest import compiles, skip_without
+from tests.conftest import needs_compiler, skip_without
 from tests.small import make_model
 
-needs_compiler = pytest.mark.skipif(not compiles(), reason="no C compiler with OpenMP")
 pytestmark = needs_compiler
 
 MACHINES = ["native", "x86-64-v2", "x86-64-v3", "x86-64-v4"]
@@ -42,10 +41,10 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     name: str = request.param
     skip_without(name)
     if name not in _compiled:
-        made = compiler.compile_library(Passes, compiler.find_compiler(), name)
+        made = library.compile_library(Passes, compiler.find_compiler(), name)
         assert isinstance(made, Passes), made
         _compiled[name] = made
-    monkeypatch.setitem(compiler._made, Passes, _compiled[name])
+    monkeypatch.setitem(library._made, Passes, _compiled[name])
 
 
 @contextmanager

@@ -1,17 +1,11 @@
-"""The compiled loops and how they are compiled; test_cells compares their values."""
+"""The compiled loops; test_cells compares their values."""
 
 from __future__ import annotations
 
-import os
 import platform
 import re
-import select
-import shlex
-import shutil
-import signal
 import subprocess
-import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -21,19 +15,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from charrnn.compute import compiler, products, recurrence, steps
+from charrnn.compute import compiler, products, recurrence
 from charrnn.compute.autograd import has_lstm_loop, run_gru, run_lstm, run_rnn
-from charrnn.compute.compiler import compile_library
 from charrnn.compute.device import multiplies_bf16
-from charrnn.compute.machine import machine
+from charrnn.compute.library import compile_library
 from charrnn.compute.trials import Fastest
-from tests.conftest import QUICK, Cli, compiler_of, compiles, loops_for
+from tests.conftest import compiler_of, compiles, loops_for, needs_compiler
 
 T, B, H = 9, 23, 37
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
 FUNCTIONS = {"rnn": run_rnn, "lstm": run_lstm, "gru": run_gru}
-
-needs_compiler = pytest.mark.skipif(not compiles(), reason="no C compiler with OpenMP")
 
 
 def test_c_numbers_its_cells_as_python_does() -> None:
@@ -367,272 +358,3 @@ def test_an_older_gcc_writes_the_whole_configuration_of_tiles(tmp_path: Path) ->
     if "ldtilecfg" not in compiled(7):
         pytest.skip("a compiler that spells AMX otherwise")
     assert compiled(7) != compiled(9), "the number of rows is written nowhere"
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Provide the folder for temporary files, and check that nothing is left in it."""
-    folder = tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setenv("TMPDIR", str(folder))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    yield folder
-    assert list(folder.iterdir()) == []
-
-
-def script(path: Path, text: str) -> list[str]:
-    """Write a shell script and return the command that runs it."""
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o700)
-    return [str(path)]
-
-
-@pytest.fixture
-def asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget during the test what this process has compiled."""
-    monkeypatch.setattr(compiler, "_made", {})
-
-
-@pytest.mark.usefixtures("temporary", "asked_anew")
-def test_without_a_compiler_there_are_no_loops_and_a_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    missing = str(tmp_path / "none")
-    assert compile_library(recurrence.Loops, ["false", "\n"]) == "false '\\n' does not compile it"
-    assert compile_library(recurrence.Loops, [missing]) == (
-        f"{missing} cannot be used: [Errno 2] No such file or directory: {missing!r}"
-    )
-    monkeypatch.setenv("CC", "ccache gcc-99")
-    assert compiler.find_compiler() == ["ccache", "gcc-99"]
-    monkeypatch.setenv("CC", "gcc '-O3")
-    assert compiler.find_compiler() == [], "a quote that is never closed names no compiler"
-    assert compiler.why_no_compiler() == "CC names none"
-    monkeypatch.delenv("CC")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("sys.platform", "linux")
-    assert compiler.find_compiler() == []
-    for ask, kind in ((recurrence.loops, recurrence.Loops), (steps.steps, steps.Steps)):
-        assert products.why_none(kind) is None, "nobody has asked"
-        assert (ask(), products.why_none(kind)) == (None, "none is found here")
-
-
-def test_on_macos_the_newest_gcc_is_taken_by_its_own_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On macOS plain gcc is Apple's clang, without OpenMP."""
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    for name in ("gcc", "cc", "gcc-10"):
-        script(tmp_path / name, "exit 1")
-    monkeypatch.setattr("sys.platform", "linux")
-    assert compiler.find_compiler() == [str(tmp_path / "gcc")]
-    monkeypatch.setattr("sys.platform", "darwin")
-    assert compiler.find_compiler() == []
-    for name in ("gcc-11", "gcc-14"):
-        script(tmp_path / name, "exit 1")
-        assert compiler.find_compiler() == [str(tmp_path / name)]
-
-
-@pytest.mark.usefixtures("temporary")
-def test_the_compiler_s_own_reason_is_told(tmp_path: Path) -> None:
-    """The reason is from the last attempt, which passes the fewest options."""
-    wished = 'case "$*" in *-march*) echo "cc: error: no -march" >&2; exit 1;; esac'
-    says = r"printf 'In file included\nwarning: old\ncc: error: no \001omp.h\ncc: error: 2\n' >&2"
-    command = script(tmp_path / "cc", f"{wished}\n{says}\nexit 1")
-    said = f"{command[0]} does not compile it: cc: error: no \\x01omp.h"
-    assert compile_library(recurrence.Loops, command) == said
-    assert compile_library(steps.Steps, command) == said
-
-
-@needs_compiler
-@pytest.mark.usefixtures("temporary")
-@pytest.mark.parametrize("kind", [recurrence.Loops, steps.Steps])
-def test_clang_is_refused(kind: type[compiler.Library]) -> None:
-    command = [*compiler.find_compiler(), "-D__clang__"]
-    said = compile_library(kind, command)
-    assert isinstance(said, str)
-    assert said.startswith(f"{shlex.join(command)} does not compile it: ")
-    assert said.endswith("error \"clang's OpenMP would be a second one beside torch's: take gcc\"")
-
-
-@needs_compiler
-@pytest.mark.usefixtures("temporary")
-def test_a_compiler_that_would_not_round_exponentials_is_refused() -> None:
-    """gcc defines this from version 12 on, with -fassociative-math and what includes it."""
-    said = compile_library(recurrence.Loops, [*compiler.find_compiler(), "-D__ASSOCIATIVE_MATH__"])
-    assert isinstance(said, str)
-    assert said.endswith(
-        'error "sums must stay in order: leave -fassociative-math, -funsafe-math-optimizations '
-        'out of CC"'
-    )
-
-
-@needs_compiler
-@pytest.mark.usefixtures("temporary")
-@pytest.mark.parametrize("option", ["-ffast-math", "-ffinite-math-only"])
-def test_a_compiler_that_would_lose_nan_is_refused(option: str) -> None:
-    said = compile_library(recurrence.Loops, [*compiler.find_compiler(), option])
-    assert isinstance(said, str)
-    assert said.endswith('error "NaN must stay NaN: leave -ffast-math out of CC"')
-
-
-@pytest.mark.usefixtures("temporary")
-def test_the_linker_s_reason_is_told(tmp_path: Path) -> None:
-    says = "/usr/bin/ld: libgomp.a: no shared object", "collect2: error: ld returned 1 exit status"
-    command = script(tmp_path / "cc", f"printf '{says[0]}\\n{says[1]}\\n' >&2\nexit 1")
-    said = f"{command[0]} does not compile it: {says[0]}"
-    assert compile_library(recurrence.Loops, command) == said
-    missing = "collect2: fatal error: cannot find 'ld'"
-    command = script(tmp_path / "cc", f'echo "{missing}" >&2\nexit 1')
-    said = f"{command[0]} does not compile it: {missing}"
-    assert compile_library(recurrence.Loops, command) == said
-
-
-@needs_compiler
-@pytest.mark.usefixtures("temporary")
-def test_without_a_path_the_linker_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A service may start a command with an empty environment."""
-    command = compiler.find_compiler()
-    monkeypatch.delenv("PATH")
-    assert isinstance(compile_library(recurrence.Loops, command), recurrence.Loops)
-
-
-@pytest.mark.usefixtures("temporary")
-def test_where_nothing_may_be_run_the_way_out_is_told(tmp_path: Path) -> None:
-    """A file that is no library fails to load like one in a folder mounted noexec."""
-    command = script(tmp_path / "cc", 'while [ "$1" != -o ]; do shift; done; echo "" >"$2"')
-    said = compile_library(recurrence.Loops, command)
-    assert isinstance(said, str)
-    assert said.startswith(f"what {command[0]} made cannot be loaded: ")
-    assert said.endswith("; TMPDIR names its folder")
-
-
-@needs_compiler
-@pytest.mark.skipif(not shutil.which("g++"), reason="no g++")
-@pytest.mark.usefixtures("temporary")
-def test_a_compiler_of_c_plus_plus_compiles_c() -> None:
-    assert isinstance(compile_library(recurrence.Loops, ["g++"]), recurrence.Loops)
-
-
-@pytest.mark.usefixtures("asked_anew")
-def test_no_compiler_is_run_where_none_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CHARRNN_NATIVE", "0")
-    monkeypatch.setattr(compiler, "compile_library", None)
-    assert compiler.find_compiler() == []
-    assert recurrence.loops() is None
-    assert products.why_none(recurrence.Loops) == "CHARRNN_NATIVE=0 asks for none"
-
-
-@pytest.mark.usefixtures("temporary", "asked_anew")
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_every_command_does_without_c_where_none_is_wanted(
-    cell: str, cli: Cli, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CHARRNN_NATIVE", "0")
-    monkeypatch.setenv("CC", shlex.join(script(tmp_path / "cc", 'touch "$0 ran"; exit 1')))
-    monkeypatch.setattr("charrnn.inference.stepper._steps_in_numpy", lambda *_, **__: 3)
-    run = tmp_path / "run"
-    for words in (
-        ("train", prose, "--run", run, "--cell", cell, *QUICK),
-        ("evaluate", run, "--part", "valid", "--exact", "--dynamic"),
-        ("inspect", run, "--part", "valid"),
-        ("sample", run, "--length", 9),
-    ):
-        result = cli(*words)
-        assert result.code == 0, result.err
-    assert not (tmp_path / "cc ran").exists()
-
-
-def test_without_a_folder_there_are_no_loops(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
-    said = compile_library(recurrence.Loops, script(tmp_path / "cc", f"touch {tmp_path}/ran"))
-    assert isinstance(said, str) and "No such file or directory" in said
-    assert not (tmp_path / "ran").exists()
-
-
-@needs_compiler
-@pytest.mark.usefixtures("temporary")
-@pytest.mark.parametrize("refused", ["-mprefer-vector-width", "-march"])
-def test_a_compiler_may_refuse_what_is_only_wished(refused: str, tmp_path: Path) -> None:
-    usual = shlex.join(compiler.find_compiler())
-    refuse = f'case "$*" in *{refused}*) exit 1;; esac'
-    command = script(tmp_path / "cc", f'{refuse}\nexec {usual} "$@"')
-    assert isinstance(compile_library(recurrence.Loops, command), recurrence.Loops)
-
-
-@needs_compiler
-@pytest.mark.usefixtures("temporary", "asked_anew")
-def test_loops_for_any_processor_are_told(
-    tmp_path: Path, cli: Cli, prose: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are slower, and may differ in the last bits, as after a compiler killed for memory."""
-    usual = shlex.join(compiler.find_compiler())
-    says = 'case "$*" in *-march*) echo "Error: no such instruction" >&2; exit 1;; esac'
-    monkeypatch.setenv("CC", shlex.join(script(tmp_path / "cc", f'{says}\nexec {usual} "$@"')))
-    monkeypatch.setattr("platform.system", lambda: "Linux")  # on macOS it is not told
-    said = cli("train", prose, "--run", tmp_path / "run", *QUICK).err
-    assert (
-        f"note: training is slower than it could be: {tmp_path / 'cc'} does not compile for this "
-        "processor: Error: no such instruction\n"
-    ) in said
-    assert machine().endswith(", loops compiled for any processor")
-    monkeypatch.setattr(compiler, "_made", {})
-    monkeypatch.delenv("CC")
-    assert machine().endswith(", loops compiled")
-
-
-@pytest.mark.parametrize(
-    ("features", "hidden"), [("fp asimd sve sve2", False), ("fp asimd", False), ("fp sve2", True)]
-)
-def test_sve_that_a_virtual_machine_hides_is_not_used(
-    features: str, hidden: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "cpuinfo").write_text(f"processor: 0\nFeatures\t: {features}\n")
-    assert compiler._hides_sve(tmp_path / "cpuinfo") is hidden
-    monkeypatch.setattr(compiler, "_hides_sve", lambda: hidden)
-    command = script(tmp_path / "cc", f'echo "$*" >>{tmp_path}/runs\nexit 1')
-    assert isinstance(compile_library(recurrence.Loops, command), str)
-    assert ("-march=native" in (tmp_path / "runs").read_text()) is not hidden
-
-
-@pytest.mark.usefixtures("temporary")
-@pytest.mark.parametrize("interrupted", [False, True])
-def test_a_compiler_that_does_not_end_is_ended_with_all_it_started(
-    interrupted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lives = tmp_path / "lives"  # a pipe that every started process holds open
-    os.mkfifo(lives)
-    reader = os.open(lives, os.O_RDONLY | os.O_NONBLOCK)
-    started = f'exec 9>{lives}\necho >>{tmp_path}/runs\ntouch "$TMPDIR/ccX.s"\nsleep 30 &\n'
-
-    wait = subprocess.Popen.wait
-
-    def waiting(child: subprocess.Popen[bytes], seconds: float | None = None) -> int:
-        # On a busy machine the compiler may run before Popen returns, or long after.
-        end = time.monotonic() + 60
-        while not (tmp_path / "runs").exists() and time.monotonic() < end:
-            time.sleep(0.01)
-        (tmp_path / "waiting").touch()
-        return wait(child, seconds)
-
-    monkeypatch.setattr(subprocess.Popen, "wait", waiting)
-    if interrupted:
-        started += f"until [ -e {tmp_path}/waiting ]; do sleep 0.01; done\n"
-        previous = signal.signal(signal.SIGALRM, Mock(side_effect=KeyboardInterrupt))
-        try:
-            with pytest.raises(KeyboardInterrupt):
-                compile_library(
-                    recurrence.Loops, script(tmp_path / "cc", f"{started}kill -ALRM $PPID\nwait")
-                )
-        finally:
-            signal.signal(signal.SIGALRM, previous)
-    else:
-        monkeypatch.setattr(compiler, "_COMPILE_SECONDS", 2)
-        command = script(tmp_path / "cc", f"{started}wait")
-        assert compile_library(recurrence.Loops, command) == f"{command[0]} took more than 2 s"
-    assert (tmp_path / "runs").read_text() == "\n", "it is not tried twice"
-    assert select.select([reader], [], [], 10)[0]
-    assert os.read(reader, 1) == b""
-    os.close(reader)

@@ -16,17 +16,16 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
 
 from charrnn.commands.stdio import read_prompt
-from charrnn.compute import compiler
+from charrnn.compute import library
 from charrnn.compute.steps import steps
 from charrnn.errors import NonFiniteError, UsageError
+from charrnn.inference import sampling
 from charrnn.inference.sampling import Piece
-from charrnn.inference.stepper import Stepper
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.sample_view import print_as_made, print_samples
 from tests.conftest import ENVIRONMENT, PATIENCE, Cli, command, one_line
@@ -109,33 +108,25 @@ class TestSample:
     def test_fewer_bits_a_weight_give_a_text_as_well(
         self, cli: Cli, trained: Path, weights: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        made: list[object] = []
-
-        def noted(*arguments: Any) -> Any:
-            made.extend(arguments[2:])
-            return Stepper(*arguments)
-
-        monkeypatch.setattr("charrnn.inference.sampling.Stepper", noted)
+        make = mock.Mock(wraps=sampling._stepper)
+        monkeypatch.setattr(sampling, "_stepper", make)
         words = ("sample", trained, "--length", "40", "--weights", weights)
         first, again = cli(*words), cli(*words)
-        assert made == [weights, weights]
+        assert [call.args[2] for call in make.call_args_list] == ["fp32", weights] * 2
         assert first.code == 0
         assert len(first.out) == 40
         assert first.out == again.out
 
     @pytest.mark.parametrize("weights", ["fp32", "int8"])
-    def test_says_why_fewer_bits_were_no_faster(
+    def test_says_why_fewer_bits_are_no_faster(
         self, cli: Cli, trained: Path, weights: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Only if the compiler was run and failed: a short sample does not run it."""
         monkeypatch.setenv("CC", "false")
-        monkeypatch.setattr("charrnn.inference.stepper._steps_in_numpy", lambda *_, **__: 9)
-        monkeypatch.setattr(compiler, "_made", {})
-        words = ("sample", trained, "--weights", weights, "--length")
-        short, long = (cli(*words, length) for length in (5, 20))
-        assert (short.code, short.err, long.code, len(long.out)) == (0, "", 0, 20)
-        said = "note: --weights int8 was no faster here: false does not compile it\n"
-        assert long.err == (said if weights == "int8" else "")
+        monkeypatch.setattr(library, "_made", {})
+        done = cli("sample", trained, "--weights", weights, "--length", 20)
+        said = "note: --weights int8 is no faster here: false does not compile it\n"
+        assert (done.code, len(done.out)) == (0, 20)
+        assert done.err == (said if weights == "int8" else "")
 
     @pytest.mark.parametrize("weights", ["fp32", "bf16", "int8"])
     @pytest.mark.parametrize("multiplies", ["bf16", "int8", ""])
@@ -147,7 +138,6 @@ class TestSample:
         multiplies: str,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr("charrnn.inference.stepper._steps_in_numpy", lambda *_, **__: 9)
         if (made := steps()) is None:
             pytest.skip("no C compiler with OpenMP")
         for name in ("bf16", "int8"):
@@ -155,7 +145,7 @@ class TestSample:
             monkeypatch.setattr(made, f"multiplies_{name}", can)
         done = cli("sample", trained, "--weights", weights, "--length", 20)
         said = (
-            f"note: --weights {weights} was no faster here: there are no products in {weights} for "
+            f"note: --weights {weights} is no faster here: there are no products in {weights} for "
             "this processor\n"
         )
         is_told = weights != "fp32" and not getattr(made, f"multiplies_{weights}")

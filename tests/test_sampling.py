@@ -15,18 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from charrnn.compute.steps import steps
 from charrnn.config import CellName, ModelConfig, SampleConfig, WeightsName
 from charrnn.errors import NonFiniteError, VocabularyError
 from charrnn.inference import sampling
 from charrnn.inference.sampling import (
-    SHORT_PROMPT,
     _draw,
     next_probabilities,
     prepare_prompt,
     sample,
 )
-from charrnn.inference.stepper import NumpyStepper, Stepper
 from charrnn.network.model import CharModel
 from charrnn.text.vocabulary import UNKNOWN, Vocabulary
 from tests.small import vocabulary_of
@@ -152,8 +149,8 @@ class TestProbabilities:
 @pytest.fixture(params=["numpy", "C"])
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What makes all steps of a sample, and draws after each (C: where it can be compiled)."""
-    number = 0 if request.param == "C" else 1 << 30
-    monkeypatch.setattr("charrnn.inference.stepper._steps_in_numpy", lambda *_, **__: number)
+    if request.param == "numpy":
+        monkeypatch.setattr(sampling, "steps", lambda: None)
     engine: str = request.param
     return engine
 
@@ -161,13 +158,20 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list in which each later step of a sample will record its number of lanes."""
     made: list[int] = []
-    step = Stepper.step
+    make = sampling._stepper
 
-    def noted(stepper: Stepper, symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:
-        made.append(len(symbols_B))
-        return step(stepper, symbols_B)
+    def noted(*of: Any) -> Any:
+        stepper = make(*of)
+        step = stepper.step
 
-    monkeypatch.setattr(Stepper, "step", noted)
+        def noted_step(symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:
+            made.append(len(symbols_B))
+            return step(symbols_B)
+
+        monkeypatch.setattr(stepper, "step", noted_step)
+        return stepper
+
+    monkeypatch.setattr(sampling, "_stepper", noted)
     return made
 
 
@@ -322,8 +326,8 @@ class TestSample:
         for index, _ in enumerate(
             sample(make_model(), VOCABULARY, np.array([1]), SampleConfig(length=5))
         ):
-            assert len(steps) == index
-        assert len(steps) == 4, "nothing is computed after the last"
+            assert len(steps) == 1 + index, "one for the prompt"
+        assert len(steps) == 5, "nothing is computed after the last"
 
     @pytest.mark.usefixtures("engine")
     def test_never_gives_the_unknown_symbol(self) -> None:
@@ -401,20 +405,21 @@ class TestSample:
             move_elsewhere(monkeypatch)
         ended = texts(model, words, "b", config)
         assert ended == [text[:length] for text, length in zip(whole, lengths, strict=True)]
-        assert made == ([] if elsewhere else expected)
+        # On a CPU the prompt is read in one lane.
+        assert made == (expected if elsewhere else [1, *expected])
 
     @pytest.mark.parametrize(("count", "weights"), [(1, "fp32"), (1, "int8"), (2, "fp32")])
+    @pytest.mark.usefixtures("engine")
     def test_the_steps_of_a_short_prompt_go_on_where_they_can(
         self, count: int, weights: WeightsName, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        arranged = Mock(wraps=NumpyStepper)
-        monkeypatch.setattr(sampling, "NumpyStepper", arranged)
-        monkeypatch.setattr("charrnn.inference.stepper.NumpyStepper", arranged)
+        arranged = Mock(wraps=sampling._stepper)
+        monkeypatch.setattr(sampling, "_stepper", arranged)
         model, words = make_model(), VOCABULARY
         config = SampleConfig(length=20, count=count, weights=weights)
         again = texts(model, words, "abba", config)
         assert arranged.call_count == (1 if (count, weights) == (1, "fp32") else 2)
-        monkeypatch.setattr(sampling, "SHORT_PROMPT", 0)
+        monkeypatch.setattr(sampling, "PROMPT_WINDOW", 3)
         assert weights != "fp32" or texts(model, words, "abba", config) == again
 
     @pytest.mark.parametrize("count", [1, 3])
@@ -425,7 +430,7 @@ class TestSample:
         prompt = "abcdefg\n" * 5
         config = SampleConfig(length=20, count=count)
         by_characters = texts(model, words, prompt, config)
-        monkeypatch.setattr("charrnn.inference.sampling.SHORT_PROMPT", 0)
+        monkeypatch.setattr("charrnn.inference.sampling.PROMPT_WINDOW", len(prompt) - 1)
         assert texts(model, words, prompt, config) == by_characters
         monkeypatch.setattr("charrnn.inference.sampling.PROMPT_WINDOW", 7)
         assert texts(model, words, prompt, config) == by_characters
@@ -438,29 +443,27 @@ class TestSample:
         config = SampleConfig(length=20, count=3)
         expected = texts(model, words, "abba", config)
         move_elsewhere(monkeypatch)
-        monkeypatch.setattr("charrnn.inference.sampling.Stepper", None)
+        for name in ("NumpyStepper", "CompiledStepper"):
+            monkeypatch.setattr(sampling, name, None)
         assert texts(model, words, "abba", config) == expected
 
-    def test_nothing_is_compiled_for_a_short_prompt(
-        self, cell: CellName, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("waits", [True, False])
+    def test_a_short_prompt_needs_no_loops_and_a_short_sample_no_compiler(
+        self, cell: CellName, waits: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         asked: list[str] = []
-        monkeypatch.setattr("charrnn.compute.recurrence.loops", lambda: asked.append("a compiler"))
-        monkeypatch.setattr("charrnn.inference.stepper.steps", lambda: asked.append("a compiler"))
+        monkeypatch.setattr("charrnn.compute.recurrence.loops", lambda: asked.append("loops"))
+        monkeypatch.setattr(sampling, "steps", lambda: asked.append("steps"))
         model, words = make_model(cell), VOCABULARY
-        texts(model, words, "a" * SHORT_PROMPT, SampleConfig(length=20))
-        assert not asked
-        texts(model, words, "a" * (SHORT_PROMPT + 1), SampleConfig(length=20))
-        assert asked
+        for more in (0, 1):
+            prompt = words.encode("a" * (sampling.PROMPT_WINDOW + more))
+            config = SampleConfig(length=20)
+            assert len([*sample(model, words, prompt, config, compiled=waits)]) == 20
+            assert {*asked} == ({"steps"} if waits else set()) | ({"loops"} if more else set())
 
     @pytest.mark.parametrize("weights", get_args(WeightsName))
-    def test_a_longer_text_begins_with_a_shorter_one(
-        self, weights: WeightsName, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Whether or not C has taken over, which each text asks for at most once."""
-        asked = Mock(wraps=steps)
-        monkeypatch.setattr("charrnn.inference.stepper.steps", asked)
-        monkeypatch.setattr("charrnn.inference.stepper._steps_in_numpy", lambda *_, **__: 20)
+    @pytest.mark.usefixtures("engine")
+    def test_a_longer_text_begins_with_a_shorter_one(self, weights: WeightsName) -> None:
         model, words = make_model(), VOCABULARY
         made = {}
         for length in (21, 22, 50, 0):
@@ -468,33 +471,28 @@ class TestSample:
             (made[length],) = texts(model, words, "abba", config, most=70)
         assert [len(text) for text in made.values()] == [21, 22, 50, 70]
         assert all(made[0].startswith(text) for text in made.values())
-        assert asked.call_count == 3
 
-    @pytest.mark.parametrize("config", [SampleConfig(), SampleConfig(count=2)])
+    @pytest.mark.parametrize("config", [SampleConfig(), SampleConfig(count=4, stop="a")])
+    @pytest.mark.usefixtures("engine")
     def test_matrices_that_no_step_reads_any_more_are_let_go(
         self, config: SampleConfig, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """NumPy's matrices, made for the prompt and for the steps until C takes over."""
-        made: list[weakref.ref[NumpyStepper]] = []
+        """Those made for the prompt, and those for more samples than are left."""
+        made: list[weakref.ref[Any]] = []
+        make = sampling._stepper
 
-        class Watched(NumpyStepper):
-            def __init__(self, *of: Any) -> None:
-                super().__init__(*of)
-                made.append(weakref.ref(self))
-
-        def alive() -> int:
+        def watched(*of: Any) -> Any:
             gc.collect()
-            return sum(one() is not None for one in made)
+            assert not any(one() is not None for one in made), "both would need room at once"
+            stepper = make(*of)
+            made.append(weakref.ref(stepper))
+            return stepper
 
-        for module in ("sampling", "stepper"):
-            monkeypatch.setattr(f"charrnn.inference.{module}.NumpyStepper", Watched)
-        monkeypatch.setattr("charrnn.inference.stepper._steps_in_numpy", lambda *_, **__: 9)
-        pieces = sample(make_model(), VOCABULARY, VOCABULARY.encode("ab"), config)
-        next(pieces)
-        assert (len(made), alive()) == (config.count, 1)
-        for _ in range(12 * config.count):
-            next(pieces)
-        assert alive() == (0 if steps() else 1)
+        monkeypatch.setattr(sampling, "_stepper", watched)
+        replaced = config.count > 1
+        config = replace(config, length=200, temperature=3)
+        assert [*sample(make_model(), VOCABULARY, VOCABULARY.encode("b"), config)]
+        assert (len(made) > 2) is replaced
 
     def test_no_prompt_is_a_line_break(self) -> None:
         words = vocabulary_of("\t" + KNOWN)

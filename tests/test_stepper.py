@@ -13,13 +13,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from charrnn.compute import compiler, kernels
+from charrnn.compute import kernels, library
 from charrnn.compute.products import ways_to_share
 from charrnn.compute.steps import Layer, Steps
 from charrnn.config import CellName, ModelConfig, SampleConfig, WeightsName
 from charrnn.inference import stepper
 from charrnn.inference.sampling import _draw, next_probabilities
-from charrnn.inference.stepper import CompiledStepper, NumpyStepper, Stepper
+from charrnn.inference.stepper import CompiledStepper, NumpyStepper
 from charrnn.network.model import CharModel, Hidden
 from tests.conftest import compiler_of, skip_without
 
@@ -42,9 +42,7 @@ def forward(model: CharModel, lanes: int) -> tuple[torch.Tensor, Hidden, torch.T
     return text_TB[3:], hidden, logits_TBV
 
 
-def steps(
-    predictor: Stepper | NumpyStepper | CompiledStepper, text_TB: torch.Tensor
-) -> NDArray[np.float32]:
+def steps(predictor: NumpyStepper | CompiledStepper, text_TB: torch.Tensor) -> NDArray[np.float32]:
     return np.stack([predictor.step(symbols_B.numpy()) for symbols_B in text_TB])
 
 
@@ -67,7 +65,7 @@ def steps_for(engine: str) -> Steps:
     """Return the compiled step, or skip the test if it cannot be compiled or run here."""
     machine = engine.split()[0]
     skip_without(machine)
-    made = compiler.compile_library(Steps, compiler_of(tiles="without" not in engine), machine)
+    made = library.compile_library(Steps, compiler_of(tiles="without" not in engine), machine)
     assert isinstance(made, Steps), made
     return made
 
@@ -263,57 +261,6 @@ def test_a_broken_lane_is_seen_and_stays_alone(
     assert np.isnan(got_TBV[:, 3]).all()
     others = [0, 1, 2, 4]
     np.testing.assert_allclose(got_TBV[:, others], expected_TBV[:, others], atol=1e-6)
-
-
-def test_c_takes_over_after_some_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = steps_for("native")
-    monkeypatch.setattr(stepper, "_steps_in_numpy", lambda *_, **__: 2)
-    model = make_model("lstm", 2)
-    text_TB, hidden, expected_TBV = forward(model, 4)
-    asked = Mock(return_value=made)
-    monkeypatch.setattr(stepper, "steps", asked)
-
-    predictor = Stepper(model, hidden)
-    first_TBV = steps(predictor, text_TB[:2])
-    assert not asked.called
-    rest_TBV = steps(predictor, text_TB[2:])
-    asked.assert_called_once_with()
-    assert isinstance(predictor._now, CompiledStepper)
-    got_TBV = np.concatenate([first_TBV, rest_TBV])
-    np.testing.assert_allclose(got_TBV, expected_TBV.numpy(), atol=3e-6)
-
-    asked.return_value = None  # no compiler
-    predictor = Stepper(model, hidden)
-    got_TBV = steps(predictor, text_TB)
-    np.testing.assert_allclose(got_TBV, expected_TBV.numpy(), atol=3e-6)
-    assert isinstance(predictor._now, NumpyStepper)
-
-
-@pytest.mark.parametrize("in_numpy", [2, 99])
-@pytest.mark.parametrize("lanes", [[3, 0, 2], [1]])
-def test_some_texts_go_on_alone(
-    cell: CellName, lanes: list[int], in_numpy: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = steps_for("native")
-    monkeypatch.setattr(stepper, "_steps_in_numpy", lambda *_, **__: in_numpy)
-    monkeypatch.setattr(stepper, "steps", lambda: made)
-    model = make_model(cell, 2)
-    text_TB, hidden, expected_TBV = forward(model, 4)
-    predictor = Stepper(model, hidden)
-    steps(predictor, text_TB[:3])
-    before = type(predictor._now)
-    predictor.keep(lanes)
-    got_TBV = steps(predictor, text_TB[3:, lanes])
-    np.testing.assert_allclose(got_TBV, expected_TBV[3:, lanes].numpy(), atol=3e-6)
-    assert type(predictor._now) is before is (NumpyStepper if in_numpy == 99 else CompiledStepper)
-
-
-def test_numpy_makes_fewer_steps_where_they_are_long() -> None:
-    def number(hidden: int, lanes: int, weights: WeightsName = "fp32") -> int:
-        return stepper._steps_in_numpy(make_model("lstm", 1, hidden), lanes, weights)
-
-    assert 20_000 >= number(16, 1) > number(256, 1) > number(256, 64) > 50
-    assert number(256, 1) > number(256, 1, "bf16") == number(256, 1, "int8") > number(256, 64)
 
 
 def test_what_c_would_misread_is_refused() -> None:

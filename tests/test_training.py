@@ -23,7 +23,7 @@ from torch import Tensor
 
 from charrnn import recipe
 from charrnn.analysis.flow import initial_model
-from charrnn.compute import compiler, device
+from charrnn.compute import device, library
 from charrnn.config import CellName, ModelConfig, SampleConfig, TextChoices, TrainConfig
 from charrnn.errors import NonFiniteError, RunFolderError, TakenFolderError, UsageError
 from charrnn.inference.baselines import compressed_nats, uniform_nats, unigram_nats
@@ -1361,9 +1361,9 @@ def test_both_rates_follow_the_schedule(
 def test_a_missing_compiler_is_told_on_a_cpu(
     cell: CellName, precision: str, start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiler, "_made", {})
-    monkeypatch.setattr(compiler, "find_compiler", list)
-    monkeypatch.setattr(compiler, "why_no_compiler", lambda: "gcc is on leave")
+    monkeypatch.setattr(library, "_made", {})
+    monkeypatch.setattr(library, "find_compiler", list)
+    monkeypatch.setattr(library, "why_no_compiler", lambda: "gcc is on leave")
     monkeypatch.setattr("platform.system", lambda: "Linux")
     monkeypatch.setattr(device, "has_capability", lambda name: True)
     run = start_run(cell=cell, steps=2, precision=precision)

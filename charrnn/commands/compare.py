@@ -189,7 +189,9 @@ def compare(
         refuse_output_in_text((*(texts or ()), *(valid or ())))
         folder = run or options.default_run(texts or (), "compare")
 
-    with StopSignals() as stop:
+    from charrnn.compute.compiler import TRAINING, compiling
+
+    with StopSignals() as stop, compiling(TRAINING, device):
         import_numpy()
         from charrnn.commands.watching import watch_comparison
         from charrnn.views.score_view import print_comparison

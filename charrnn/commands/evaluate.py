@@ -137,18 +137,22 @@ def evaluate(
                 f"--report and --per-char both write {shown(report)}: give another file"
             )
 
-    import_numpy()
-    from charrnn.commands.watching import watch_scoring
-    from charrnn.compute.device import choose_device
-    from charrnn.inference.assessment import refuse_non_finite
-    from charrnn.inference.ranking import to_list
-    from charrnn.runs.subject import fact_lines, load_subjects
-    from charrnn.views.score_view import print_assessments
-    from charrnn.views.terminal import to_json
+    from charrnn.compute.compiler import SCORING, compiling
 
-    where = choose_device(device)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())  # so that nothing is left behind
+        stack.enter_context(compiling(SCORING, device))
+
+        import_numpy()
+        from charrnn.commands.watching import watch_scoring
+        from charrnn.compute.device import choose_device
+        from charrnn.inference.assessment import refuse_non_finite
+        from charrnn.inference.ranking import to_list
+        from charrnn.runs.subject import fact_lines, load_subjects
+        from charrnn.views.score_view import print_assessments
+        from charrnn.views.terminal import to_json
+
+        where = choose_device(device)
         subjects = load_subjects(
             checkpoints, source, where, with_training=baselines, tell=say,
             spool=lambda: stack.enter_context(spooled(source.texts, stop)),

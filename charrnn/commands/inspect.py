@@ -141,20 +141,24 @@ def inspect(
     if report is not None:
         check_report(report)
 
-    import_numpy()
-    from charrnn.analysis.activity import Unit
-    from charrnn.commands.watching import watch_inspection
-    from charrnn.compute.device import choose_device
-    from charrnn.runs.subject import load_subjects
-    from charrnn.storage.trained import shape_of
-    from charrnn.views.inspection_view import print_inspection
-    from charrnn.views.terminal import to_json
+    from charrnn.compute.compiler import TRAINING, compiling
 
-    where = choose_device(device)
-    # A unit that the model lacks is refused before a long text is read.
-    watched = None if unit is None else Unit.parse(unit, shape_of(checkpoint))
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())  # so that nothing is left behind
+        stack.enter_context(compiling(TRAINING, device))  # gradients take all that training does
+
+        import_numpy()
+        from charrnn.analysis.activity import Unit
+        from charrnn.commands.watching import watch_inspection
+        from charrnn.compute.device import choose_device
+        from charrnn.runs.subject import load_subjects
+        from charrnn.storage.trained import shape_of
+        from charrnn.views.inspection_view import print_inspection
+        from charrnn.views.terminal import to_json
+
+        where = choose_device(device)
+        # A unit that the model lacks is refused before a long text is read.
+        watched = None if unit is None else Unit.parse(unit, shape_of(checkpoint))
         (subject,) = load_subjects(
             [checkpoint], source, where, tell=say,
             spool=lambda: stack.enter_context(spooled(source.texts, stop)),

@@ -76,41 +76,45 @@ def sample(
     if as_json and length == 0:
         raise UsageError("--length 0 never ends: leave out --json")
 
-    import_numpy()
-    from charrnn.compute.compiler import find_compiler
-    from charrnn.compute.device import choose_device
-    from charrnn.compute.products import why_none
-    from charrnn.compute.steps import Steps
-    from charrnn.inference.sampling import encode_stop, prepare_prompt, unwarned
-    from charrnn.inference.sampling import sample as draw
-    from charrnn.storage.trained import load_model
-    from charrnn.views.sample_view import (
-        collect,
-        print_as_json,
-        print_as_made,
-        print_samples,
-    )
+    from charrnn.compute.compiler import SAMPLING, compiling, find_compiler
 
-    where = choose_device(device)
-    if config.weights != "fp32" and where.type != "cpu":
-        raise UsageError(f"--weights {config.weights} is for a CPU: leave it out on {where.type}")
-    model, vocabulary, _ = load_model(checkpoint, where)
-    say_where("sampling", where)
-    ids, note = prepare_prompt(read_prompt(prompt, vocabulary), vocabulary, unknown)
-    if note:
-        say(note)
-    if config.weights != "fp32" and not find_compiler():
-        say(f"note: without a C compiler --weights {config.weights} is no faster")
-    ending = encode_stop(vocabulary, config.stop)
-    start = ids.tolist() if echo else []
-    pieces = draw(model, vocabulary, ids, config)
     # StopSignals, so that a compiler that is running is ended, too.
-    with StopSignals(), unwarned():
-        if as_json:
-            print_as_json(vocabulary, start, collect(count, pieces), seed, ending, where.type)
-        elif count > 1:
-            print_samples(vocabulary, start, collect(count, pieces))
-        else:
-            print_as_made(vocabulary, start, pieces)
-    if config.weights != "fp32" and find_compiler() and (why := why_none(Steps, config.weights)):
-        say(f"note: --weights {config.weights} was no faster here: {why}")
+    with StopSignals(), compiling(SAMPLING, device):
+        import_numpy()
+        from charrnn.compute.device import choose_device
+        from charrnn.compute.products import why_none
+        from charrnn.compute.steps import Steps
+        from charrnn.inference.sampling import encode_stop, prepare_prompt, unwarned
+        from charrnn.inference.sampling import sample as draw
+        from charrnn.storage.trained import load_model
+        from charrnn.views.sample_view import (
+            collect,
+            print_as_json,
+            print_as_made,
+            print_samples,
+        )
+
+        where = choose_device(device)
+        if config.weights != "fp32" and where.type != "cpu":
+            raise UsageError(
+                f"--weights {config.weights} is for a CPU: leave it out on {where.type}"
+            )
+        model, vocabulary, _ = load_model(checkpoint, where)
+        say_where("sampling", where)
+        ids, note = prepare_prompt(read_prompt(prompt, vocabulary), vocabulary, unknown)
+        if note:
+            say(note)
+        if config.weights != "fp32" and not find_compiler():
+            say(f"note: without a C compiler --weights {config.weights} is no faster")
+        elif config.weights != "fp32" and (why := why_none(Steps, config.weights)):
+            say(f"note: --weights {config.weights} is no faster here: {why}")
+        ending = encode_stop(vocabulary, config.stop)
+        start = ids.tolist() if echo else []
+        pieces = draw(model, vocabulary, ids, config)
+        with unwarned():
+            if as_json:
+                print_as_json(vocabulary, start, collect(count, pieces), seed, ending, where.type)
+            elif count > 1:
+                print_samples(vocabulary, start, collect(count, pieces))
+            else:
+                print_as_made(vocabulary, start, pieces)

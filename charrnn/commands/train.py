@@ -212,8 +212,11 @@ def train(
         refuse_output_in_text((*text.texts, *text.valid))
 
     command = command_line(["charrnn", *sys.argv[1:]])
+    from charrnn.compute.compiler import TRAINING, compiling
+
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
+        stack.enter_context(compiling(TRAINING, device))
 
         import_numpy()
         from charrnn.commands.watching import watch_run

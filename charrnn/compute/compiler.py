@@ -1,9 +1,10 @@
-"""C files, compiled for the machine that they run on and called with tensors.
+"""C files of this package, compiled for the machine that they run on.
 
-A file is compiled when a process first needs it (about half a second), into a folder that is
-removed once the code is loaded: so the code always suits the processor, and no stale library
-is left behind. Without a C compiler that has OpenMP, callers use
-numpy or torch instead.
+A file is compiled by each process that needs it (a second at most), into a folder that is removed
+once the code is loaded: so the code always suits the processor, and no stale library is left
+behind. A command begins (``compiling``) before it imports torch, which takes as long; so where
+there are two cores, hardly anybody waits. Without a C compiler that has OpenMP, callers use numpy
+or torch instead.
 
 The environment variable CC names the compiler, as for make; ``CHARRNN_NATIVE=0`` turns
 compiling off.
@@ -11,7 +12,6 @@ compiling off.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shlex
 import shutil
@@ -19,17 +19,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from importlib.resources import files
 from pathlib import Path
-from typing import ClassVar, TypeVar
-
-import torch
-from torch import Tensor
+from threading import Lock
 
 from charrnn.compute.processor import cpu_facts
 from charrnn.wording import shown
+
+#: What training on a CPU calls, in the order in which it does, and what scoring and sampling call.
+TRAINING, SCORING, SAMPLING = ("recurrence.c", "passes.c"), ("recurrence.c",), ("step.c",)
 
 _OPTIONS = [
     "-x", "c", "-std=gnu11", "-O3", "-fno-trapping-math", "-fno-math-errno", "-fopenmp", "-fPIC",
@@ -47,62 +48,6 @@ _WIDE = "-mprefer-vector-width=512"
 _COMPILE_SECONDS = 60
 
 _HEADERS = ("common.h", "products.h")
-
-
-class Library:
-    """A compiled file.
-
-    Args:
-        library: the compiled library.
-
-    Attributes:
-        FILE: the name of the C file, in this package.
-        FUNCTIONS: the file's own functions that return nothing.
-        SIZES: those that return a long.
-        flaw: why it was compiled for any processor rather than for this one; None: it was not.
-    """
-
-    FILE: ClassVar[str]
-    FUNCTIONS: ClassVar[Sequence[str]]
-    SIZES: ClassVar[Sequence[str]] = ()
-
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
-        self.flaw: str | None = None
-        for name in self.FUNCTIONS:
-            getattr(library, name).restype = None
-        for name in self.SIZES:
-            getattr(library, name).restype = ctypes.c_long
-
-
-def argument(value: Tensor | int | None) -> ctypes.c_void_p | ctypes.c_long:
-    """Return a value as an argument for C: a tensor's address, a null pointer, or a number."""
-    if value is None or isinstance(value, Tensor):
-        return ctypes.c_void_p(None if value is None else value.data_ptr())
-    return ctypes.c_long(value)
-
-
-def refuse_misreadable(
-    *values: Tensor | int | None, dtypes: Sequence[torch.dtype] = (torch.float32, torch.int64)
-) -> None:
-    """Refuse tensors that C would misread, or read beyond their end.
-
-    Args:
-        values: arguments for C; the tensors among them must be contiguous and on a CPU.
-        dtypes: the types that a tensor may have.
-
-    Raises:
-        TypeError: a tensor is not contiguous, or elsewhere, or has another type.
-    """
-    for tensor in values:
-        if not isinstance(tensor, Tensor):
-            continue
-        if not tensor.is_cpu:
-            raise TypeError(f"tensors for C must be on a CPU, not on {tensor.device}")
-        if not tensor.is_contiguous():
-            raise TypeError("tensors for C must be contiguous")
-        if tensor.dtype not in dtypes:
-            raise TypeError(f"tensors for C must be {dtypes[0]}, not {tensor.dtype}")
 
 
 def why_no_compiler() -> str:
@@ -131,111 +76,176 @@ def find_compiler() -> list[str]:
     return [path for path in found if path][:1]
 
 
-_L = TypeVar("_L", bound=Library)
-
-#: The libraries asked for in this process, or why there is none.
-_made: dict[type[Library], Library | str] = {}
+class NotCompiledError(Exception):
+    """A file could not be compiled; the message says why."""
 
 
-def compiled(kind: type[_L]) -> _L | None:
-    """Return a library, compiled when it is first asked for; None if it cannot be compiled."""
-    if kind not in _made:
-        compiler = find_compiler()
-        _made[kind] = compile_library(kind, compiler) if compiler else why_no_compiler()
-    made = asked_for(kind)
-    return made if isinstance(made, kind) else None
-
-
-def asked_for(kind: type[_L]) -> _L | str | None:
-    """Return the library that ``compiled`` gave, or why there is none; None: it was not called."""
-    made = _made.get(kind)
-    return made if made is None or isinstance(made, (kind, str)) else None
-
-
-def compile_library(kind: type[_L], compiler: list[str], machine: str = "native") -> _L | str:
-    """Compile and load a library; return it, or why that failed.
+class Build:
+    """A C file's way to a library, in a folder of its own; a context that ends with it.
 
     Args:
-        kind: which library.
+        file: the file's name, in this package.
         compiler: a command that takes gcc's options.
         machine: the value of ``-march``; left out if the compiler does not know it.
+
+    Attributes:
+        flaw: why it was compiled for any processor rather than for this one; None: it was not.
     """
-    name, march = shown(shlex.join(compiler)), f"-march={machine}"
-    attempts = [[march, _WIDE], [march], []]
-    if machine == "native" and _hides_sve():
-        attempts = [[]]
-    try:
-        with tempfile.TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as name_of:
-            folder = Path(name_of)
+
+    def __init__(self, file: str, compiler: Sequence[str], machine: str = "native") -> None:
+        self.flaw: str | None = None
+        self.compiler = shown(shlex.join(compiler))
+        self._file, self._command, self._machine = file, compiler, machine
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._is_over = False
+        self._starting = Lock()
+        self._begun: Future[Path] | None = None
+
+    def __enter__(self) -> Build:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def begin(self, thread: Executor) -> None:
+        """Compile the file in another thread."""
+        self._begun = thread.submit(self._make)
+
+    def library(self) -> Path:
+        """Return the library, as soon as it is made.
+
+        Raises:
+            NotCompiledError: the file cannot be compiled, or ``end`` was called.
+        """
+        return self._make() if self._begun is None else self._begun.result()
+
+    def end(self) -> None:
+        """End the compiler and the processes that it has started, if it runs."""
+        with self._starting:
+            self._is_over = True
+        if self._child is not None and self._child.poll() is None:
+            # OSError: it has just ended by itself (macOS then says EPERM rather than ESRCH).
+            with suppress(OSError):
+                os.killpg(self._child.pid, signal.SIGKILL)
+            self._child.wait()  # after a Ctrl-C Popen itself would not
+
+    def _make(self) -> Path:
+        march = f"-march={self._machine}"
+        attempts = [[march, _WIDE], [march], []]
+        if self._machine == "native" and _hides_sve():
+            attempts = [[]]
+        try:
+            self._folder = tempfile.TemporaryDirectory(
+                prefix="charrnn-", ignore_cleanup_errors=True
+            )
+            folder = Path(self._folder.name)
             # Copies: a compiler cannot read files inside a zipped package.
-            for source in (kind.FILE, *_HEADERS):
+            for source in (self._file, *_HEADERS):
                 (folder / source).write_bytes((files("charrnn.compute") / source).read_bytes())
             library = folder / "library.so"
-            fixed = [*compiler, *_OPTIONS, str(folder / kind.FILE), "-o", str(library)]
+            fixed = [*self._command, *_OPTIONS, str(folder / self._file), "-o", str(library)]
             refusals: list[str] = []
             for wishes in attempts:
-                complaint = _complaint([*fixed, *wishes], folder)
+                complaint = self._complaint([*fixed, *wishes], folder)
                 if complaint is None:
                     break
                 refusals.append(f": {shown(complaint)}" if complaint else "")
             else:
-                return f"{name} does not compile it{refusals[-1]}"
+                raise NotCompiledError(f"{self.compiler} does not compile it{refusals[-1]}")
+        except subprocess.TimeoutExpired:
+            raise NotCompiledError(f"{self.compiler} took more than {_COMPILE_SECONDS} s") from None
+        except OSError as error:  # no such compiler, or the disk is full
+            raise NotCompiledError(f"{self.compiler} cannot be used: {shown(error)}") from error
+        if not wishes:
+            self.flaw = "this processor has SVE2 without SVE, which gcc may not expect"
+            if refusals:
+                self.flaw = f"{self.compiler} does not compile for this processor{refusals[-1]}"
+        return library
+
+    def _complaint(self, command: Sequence[str], folder: Path) -> str | None:
+        """Run a command silently, with its temporary files in a folder.
+
+        A Ctrl-C that is meant for us does not reach it. An exception while we wait for it ends it.
+
+        Returns:
+            None if it succeeds, else the line that seems to say why not; "" if there is none.
+        """
+        # Not a pipe: a process that the compiler leaves running, such as a cache, would hold it
+        # open.
+        said = folder / "said"
+        with said.open("wb") as errors:
+            with self._starting:
+                if self._is_over:
+                    raise NotCompiledError("it was ended")
+                self._child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    env={
+                        # Where there is none: gcc looks for its linker along it.
+                        "PATH": os.defpath,
+                        **os.environ,
+                        "TMPDIR": str(folder),
+                        "LC_ALL": "C",
+                    },
+                    start_new_session=True,
+                )
             try:
-                made = kind(ctypes.CDLL(str(library)))
-            except (OSError, AttributeError) as error:  # e.g. the folder is mounted noexec
-                return f"what {name} made cannot be loaded: {shown(error)}; TMPDIR names its folder"
-            if not wishes:
-                made.flaw = "this processor has SVE2 without SVE, which gcc may not expect"
-                if refusals:
-                    made.flaw = f"{name} does not compile for this processor{refusals[-1]}"
-            return made
-    except subprocess.TimeoutExpired:
-        return f"{name} took more than {_COMPILE_SECONDS} s"
-    except OSError as error:  # no such compiler, or the disk is full
-        return f"{name} cannot be used: {shown(error)}"
+                if self._child.wait(_COMPILE_SECONDS) == 0:
+                    return None
+            except BaseException:
+                self.end()
+                raise
+        lines = said.read_text("utf-8", errors="replace").splitlines()
+        # This says only that the linker failed, which has said why.
+        lines = [line for line in lines if not line.startswith("collect2: error: ld returned")]
+        telling = ("error:", "Error:", "cannot", "ld: ")
+        return next((line for line in lines if any(word in line for word in telling)), "")
 
 
-def _complaint(command: list[str], folder: Path) -> str | None:
-    """Run a command silently, with its temporary files in a folder.
+#: The files that are being compiled ahead, and those that were asked for in this process.
+_ahead: dict[str, Build] = {}
+_taken: set[str] = set()
 
-    A Ctrl-C that is meant for us does not reach it. An exception while we wait for it kills it
-    and the processes that it has started.
 
-    Returns:
-        None if it succeeds, else the line that seems to say why not; "" if there is none.
+@contextmanager
+def compiling(names: Sequence[str], device: str) -> Iterator[None]:
+    """Compile files in the background, one after the other, until the block ends.
+
+    Not at the same time: torch, which is imported meanwhile, would have to share its core.
+
+    Args:
+        names: the files, in the order in which they are needed; each is compiled once in a process.
+        device: where the user wants to compute; on a GPU nothing that is compiled is called.
     """
-    # Not a pipe: a process that the compiler leaves running, such as a cache, would hold it open.
-    said = folder / "said"
-    with (
-        said.open("wb") as errors,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            env={
-                "PATH": os.defpath,  # where there is none: gcc looks for its linker along it
-                **os.environ,
-                "TMPDIR": str(folder),
-                "LC_ALL": "C",
-            },
-            start_new_session=True,
-        ) as child,
-    ):
+    compiler = find_compiler() if device in ("auto", "cpu") else []
+    builds = {name: Build(name, compiler) for name in names if compiler and name not in _taken}
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        for build in builds.values():
+            build.begin(thread)
+        _ahead.update(builds)
         try:
-            if child.wait(_COMPILE_SECONDS) == 0:
-                return None
-        except BaseException:
-            # OSError: it has just ended by itself (macOS then says EPERM rather than ESRCH).
-            with suppress(OSError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()  # after a Ctrl-C Popen itself would not
-            raise
-    lines = said.read_text("utf-8", errors="replace").splitlines()
-    # This says only that the linker failed, which has said why.
-    lines = [line for line in lines if not line.startswith("collect2: error: ld returned")]
-    telling = ("error:", "Error:", "cannot", "ld: ")
-    return next((line for line in lines if any(word in line for word in telling)), "")
+            yield
+        finally:
+            _ahead.clear()
+            for build in builds.values():
+                build.end()
+            thread.shutdown(cancel_futures=True)
+            for build in builds.values():
+                build.__exit__()
+
+
+def take(name: str) -> Build | None:
+    """Return the build of a file that was begun ahead, for the caller to end; None: there is none.
+
+    ``compiling`` does not compile it again.
+    """
+    _taken.add(name)
+    return _ahead.pop(name, None)
 
 
 def _hides_sve(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from charrnn.compute.compiler import Library, argument, compiled, refuse_misreadable
+from charrnn.compute.library import Library, argument, compiled, refuse_misreadable
 
 _TYPES = (torch.float32, torch.bfloat16)
 

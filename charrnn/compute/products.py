@@ -10,7 +10,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from charrnn.compute.compiler import Library, asked_for
+from charrnn.compute.library import Library, compiled_or_why
 from charrnn.config import CellName, WeightsName
 
 IN_C: tuple[CellName, ...] = ("rnn", "lstm", "gru")
@@ -109,12 +109,12 @@ def ways_to_share(lanes: int, nbytes: int, most: int) -> list[tuple[int, bool]]:
 
 
 def why_none(kind: type[Multiplier], weights: WeightsName = "fp32") -> str | None:
-    """Return why ``compiled`` gave no products with such weights, such as "none is found here".
+    """Return why there are no compiled products with such weights, such as "none is found here".
 
-    None if it gave them, or was not called: finding out would mean waiting for a compiler.
+    None if there are.
     """
-    made = asked_for(kind)
-    if made is None or isinstance(made, str):
+    made = compiled_or_why(kind)
+    if isinstance(made, str):
         return made
     multiplies = {"fp32": True, "bf16": made.multiplies_bf16, "int8": made.multiplies_int8}
     if multiplies[weights]:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from charrnn.compute.compiler import argument, compiled, refuse_misreadable
+from charrnn.compute.library import argument, compiled, refuse_misreadable
 from charrnn.compute.products import IN_C, Multiplier, ways_to_share
 from charrnn.compute.trials import Fastest
 from charrnn.config import CellName

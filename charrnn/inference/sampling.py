@@ -8,23 +8,23 @@ or without a compiler, steps may be rounded otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from charrnn.config import SampleConfig, UnknownName
+from charrnn.compute.steps import steps
+from charrnn.config import SampleConfig, UnknownName, WeightsName
 from charrnn.errors import NonFiniteError, VocabularyError
-from charrnn.inference.stepper import NumpyStepper, Stepper
+from charrnn.inference.stepper import CompiledStepper, NumpyStepper
 from charrnn.network.model import CharModel, Hidden, take_lanes
 from charrnn.text.vocabulary import UNKNOWN, Ids, Vocabulary, listed
 
-#: Characters of a prompt given to the model at a time.
+#: Characters of a long prompt given to the model at a time. On a CPU a prompt that is no longer is
+#: read one character at a time, as the sample is: the loops that read faster have to be compiled
+#: first, which takes about as long.
 PROMPT_WINDOW = 1024
-#: On a CPU, prompts up to this length are read one character at a time, as the sample is: the loops
-#: that read longer ones faster have to be compiled first, which takes some tenths of a second.
-SHORT_PROMPT = 64
 #: Random numbers drawn from a stream at a time.
 DRAWS = 64
 #: Probabilities computed at a time, about: all those of 1,000 samples of 57,000 symbols would take
@@ -137,7 +137,12 @@ def next_probabilities(
 
 
 def sample(
-    model: CharModel, vocabulary: Vocabulary, prompt: Ids | None, config: SampleConfig
+    model: CharModel,
+    vocabulary: Vocabulary,
+    prompt: Ids | None,
+    config: SampleConfig,
+    *,
+    compiled: bool = True,
 ) -> Iterator[Piece]:
     """Draw new characters, one time step of all samples after another.
 
@@ -150,6 +155,8 @@ def sample(
         vocabulary: the model's.
         prompt: ids from ``prepare_prompt``.
         config: how to draw, how many, and where to stop.
+        compiled: whether steps on a CPU may wait until they are compiled; a short sample takes less
+            time than that without.
 
     Yields:
         One piece per new character, with the samples interleaved.
@@ -169,10 +176,8 @@ def sample(
         prompt = _first_symbol(vocabulary)
     model.eval()
     try:
-        logits_V, hidden, begun = _read(model, prompt, config)
+        stepper, logits_V = _read(model, prompt, config, compiled)
         logits_BV = logits_V[None].repeat(config.count, axis=0)
-        stepper = _stepper(model, hidden, config, begun)
-        del begun  # so that its matrices are freed when the stepper switches to C
         produced = 0
         while True:
             if not vocabulary.is_bytes:
@@ -200,7 +205,9 @@ def sample(
                 break
             # Not whenever a sample ends: matrices are arranged for a fixed number of lanes.
             if 2 * len(open_lanes) <= len(numbers):
-                stepper.keep(open_lanes)
+                hidden = take_lanes(stepper.hidden(), open_lanes)
+                del stepper  # free its matrices first: there may be no room for both
+                stepper = _stepper(model, hidden, config.weights, compiled)
                 drawn_B, numbers = drawn_B[open_lanes], [numbers[lane] for lane in open_lanes]
                 open_lanes = list(range(len(numbers)))
             del logits_BV  # before the next ones are computed: they can take much memory
@@ -232,49 +239,42 @@ def _refuse_non_finite(largest_B: NDArray[np.floating]) -> None:
 @torch.inference_mode()
 @unwarned()
 def _read(
-    model: CharModel, prompt: Ids, config: SampleConfig
-) -> tuple[NDArray[np.float32], Hidden, NumpyStepper | None]:
-    """Return logits_V for the character after a prompt, and the state of one lane there.
-
-    Also return the float32 steps in numpy that read the prompt, if the sample can continue them.
-    """
+    model: CharModel, prompt: Ids, config: SampleConfig, compiled: bool
+) -> tuple[Stepper, NDArray[np.float32]]:
+    """Read a prompt in float32; return what reads on from there, and logits_V for the next one."""
     hidden = model.initial_hidden(1)
     device = model.device
-    if device.type == "cpu" and len(prompt) <= SHORT_PROMPT:
-        begun = NumpyStepper(model, hidden, "fp32")
+    if device.type == "cpu" and len(prompt) <= PROMPT_WINDOW:
+        stepper = _stepper(model, hidden, "fp32", compiled)
         for symbol_B in prompt.astype(np.int64)[:, None]:
-            logits_BV = begun.step(symbol_B)
-        goes_on = config.count == 1 and config.weights == "fp32"
-        return logits_BV[0], begun.hidden(), begun if goes_on else None
-    for start in range(0, len(prompt), PROMPT_WINDOW):
-        ids = prompt[start : start + PROMPT_WINDOW].astype(np.int64)
-        out_TBH, hidden = model.read(torch.from_numpy(ids).to(device)[:, None], hidden)
-    logits_TBV = model.predict(out_TBH[-1:])
-    logits_V: NDArray[np.float32] = logits_TBV[0, 0].float().cpu().numpy()
-    return logits_V, hidden, None
-
-
-def _stepper(
-    model: CharModel, hidden: Hidden, config: SampleConfig, begun: NumpyStepper | None
-) -> Stepper | _ModelStepper:
-    """Return the stepper that reads each sample's next character.
-
-    Args:
-        model: the model that predicts.
-        hidden: the state after the prompt, of one lane.
-        config: how many samples there are, and in what format their weights are read.
-        begun: one lane's steps in numpy up to that state, if they can be continued.
-    """
-    if begun is not None:
-        return Stepper(model, hidden, config.weights, begun)
+            logits_BV = stepper.step(symbol_B)
+        logits_V = logits_BV[0]
+        if (config.count, config.weights) == (1, "fp32"):
+            return stepper, logits_V
+        hidden = stepper.hidden()
+        del stepper
+    else:
+        for start in range(0, len(prompt), PROMPT_WINDOW):
+            ids = prompt[start : start + PROMPT_WINDOW].astype(np.int64)
+            out_TBH, hidden = model.read(torch.from_numpy(ids).to(device)[:, None], hidden)
+        logits_TBV = model.predict(out_TBH[-1:])
+        logits_V = logits_TBV[0, 0].float().cpu().numpy()
     hidden = take_lanes(hidden, [0] * config.count)
-    if model.device.type == "cpu":
-        return Stepper(model, hidden, config.weights)
-    return _ModelStepper(model, hidden)
+    return _stepper(model, hidden, config.weights, compiled), logits_V
+
+
+def _stepper(model: CharModel, hidden: Hidden, weights: WeightsName, compiled: bool) -> Stepper:
+    """Return what reads each sample's next character, from a state on."""
+    if model.device.type != "cpu":
+        return _ModelStepper(model, hidden)
+    in_c = steps() if compiled else None
+    if in_c is None:
+        return NumpyStepper(model, hidden, weights)
+    return CompiledStepper(in_c, model, hidden, weights)
 
 
 class _ModelStepper:
-    """``Stepper`` for other devices than a CPU, by the model's own forward pass."""
+    """``NumpyStepper`` for other devices than a CPU, by the model's own forward pass."""
 
     draw = None
 
@@ -288,9 +288,11 @@ class _ModelStepper:
         logits_BV: NDArray[np.float32] = logits_TBV[0].float().cpu().numpy()
         return logits_BV
 
-    @torch.inference_mode()
-    def keep(self, lanes: Sequence[int]) -> None:
-        self._hidden = take_lanes(self._hidden, lanes)
+    def hidden(self) -> Hidden:
+        return self._hidden
+
+
+Stepper = NumpyStepper | CompiledStepper | _ModelStepper
 
 
 def _points(config: SampleConfig) -> Iterator[NDArray[np.float64]]:

@@ -4,11 +4,11 @@ A step of one character is a handful of matrix-vector products, each of which re
 once: it is limited by memory bandwidth, and everything else is overhead. The lowest layer's input
 product can take only V values, so it is computed once and looked up.
 
-Most steps of a long text run in C, one call each (``steps``). Those of the first second or half
-second, and all of them if nothing compiles, run in numpy, whose calls cost a fraction of torch's
-(except for some matrices on Intel's processors). There the logistic function is computed from tanh
-of half the argument, so that one tanh call serves all gates of a step. With several texts side by
-side the products are matrix products, which go to oneDNN with the weights packed once, or to MKL.
+Steps run in C, one call each (``steps``); or, where nothing compiles or nobody wants to wait for a
+compiler, in numpy, whose calls cost a fraction of torch's (except for some matrices on Intel's
+processors). There the logistic function is computed from tanh of half the argument, so that one
+tanh call serves all gates of a step. With several texts side by side the products are matrix
+products, which go to oneDNN with the weights packed once, or to MKL.
 
 With bf16 weights, or int8 weights with one scale per row, C has less to read and is faster, if the
 processor multiplies them. ``CharModel.forward`` is the readable twin that the tests compare
@@ -20,8 +20,7 @@ N its columns.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -29,101 +28,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from charrnn.compute.kernels import mkl_is_fast, step_product
-from charrnn.compute.steps import Draw, Layer, Steps, steps
+from charrnn.compute.steps import Layer, Steps
 from charrnn.config import CellName, WeightsName
 from charrnn.network.cells import GRU, Cell
-from charrnn.network.model import CharModel, Hidden, take_lanes
+from charrnn.network.model import CharModel, Hidden
 
 Array = NDArray[np.float32]
 Product = Callable[[Array], Array]
 """``x_BK -> x @ weight.T``."""
 
 
-class Stepper:
-    """Predicts the next character of B texts that grow by one character per step.
-
-    The first steps run in numpy, all others in C: so a short text does not wait for a
-    compiler, and a long one begins with the same characters as a short one.
-
-    Args:
-        model: the model that predicts; its weights must not change.
-        hidden: the state to start from, of B lanes.
-        weights: the precision of the weights in the products. With bf16 or int8 weights C also
-            rounds a state before the product, to bf16 or to 15 bits (fewer above 1,024 units);
-            sums, and the states that are carried on, stay in float32.
-        begun: a numpy stepper with these weights that is already at this state, if there is one.
-    """
-
-    def __init__(
-        self,
-        model: CharModel,
-        hidden: Hidden,
-        weights: WeightsName = "fp32",
-        begun: NumpyStepper | None = None,
-    ) -> None:
-        self._now: NumpyStepper | CompiledStepper = begun or NumpyStepper(model, hidden, weights)
-        self._left = _steps_in_numpy(model, len(hidden[0][0]), weights)
-        self._model, self._weights = model, weights
-
-    def step(self, symbols_B: NDArray[np.integer]) -> Array:
-        """Read one more character of every text.
-
-        Args:
-            symbols_B: the characters' ids.
-
-        Returns:
-            logits_BV for the character after it.
-        """
-        if self._left == 0 and (compiled := steps()) is not None:
-            self._arrange(self.hidden(), compiled)
-        self._left -= 1
-        return self._now.step(symbols_B)
-
-    @property
-    def draw(self) -> Draw | None:
-        """What draws by these logits in C; None as long as the steps are made in numpy."""
-        return self._now.draw if isinstance(self._now, CompiledStepper) else None
-
-    def hidden(self) -> Hidden:
-        """Return the state after the last step, in float32."""
-        return self._now.hidden()
-
-    def keep(self, lanes: Sequence[int]) -> None:
-        """Go on with some of the texts only, in this order."""
-        hidden = take_lanes(self.hidden(), lanes)
-        self._arrange(hidden, steps() if isinstance(self._now, CompiledStepper) else None)
-
-    def _arrange(self, hidden: Hidden, compiled: Steps | None) -> None:
-        """Arrange the matrices anew, for C or (None) for numpy, and go on from a state."""
-        del self._now  # free its matrices first: there may be no room for both
-        if compiled is None:
-            self._now = NumpyStepper(self._model, hidden, self._weights)
-        else:
-            self._now = CompiledStepper(compiled, self._model, hidden, self._weights)
-
-
-def _steps_in_numpy(model: CharModel, lanes: int, weights: WeightsName) -> int:
-    """Return an estimate of how many steps numpy makes until C would have saved half a second.
-
-    That is what compiling takes. So nobody waits much longer than if the text's length had been
-    known beforehand. C saves at most two thirds of a step in float32, most of it with fewer bits.
-    """
-    numbers = sum(weight.numel() for weight in model.parameters())
-    gates = sum(len(cell.weight_recurrent) for cell in model.layers())
-    # Calls, reading the weights, multiply-adds, the gates' functions. Rough: half of what a step
-    # takes to six times as much, on the machines of docs/performance.md.
-    seconds = 5e-5 + numbers * (3e-11 + lanes * 1.5e-11) + lanes * gates * 1e-8
-    return math.ceil((1.0 if weights == "fp32" else 0.5) / seconds)
-
-
 class CompiledStepper:
-    """Makes steps in C, one call each; see ``Stepper``.
+    """Predicts the next character of B texts that grow by one character per step, in C.
 
     Args:
         compiled: the step in C.
-        model: the model that predicts.
-        hidden: the state to start from, which is not changed.
-        weights: the precision of the weights in the products.
+        model: the model that predicts; its weights must not change.
+        hidden: the state to start from, of B lanes, which is not changed.
+        weights: the precision of the weights in the products. With bf16 or int8 weights a state is
+            rounded before the product, too, to bf16 or to 15 bits (fewer above 1,024 units);
+            sums, and the states that are carried on, stay in float32.
+
+    Attributes:
+        step: reads one more character of every text, and returns logits_BV for the next one.
+        draw: draws by such logits.
     """
 
     def __init__(
@@ -161,7 +89,9 @@ class CompiledStepper:
 
 
 class NumpyStepper:
-    """Makes steps in numpy; see ``Stepper``."""
+    """``CompiledStepper`` in numpy, which rounds weights alone, and draws elsewhere."""
+
+    draw = None
 
     def __init__(self, model: CharModel, hidden: Hidden, weights: WeightsName) -> None:
         lanes = len(hidden[0][0])

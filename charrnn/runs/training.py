@@ -383,7 +383,9 @@ class _Loop:
         symbols: list[int] = []
         try:
             with unwarned():
-                for _, symbol in sample(self.run.model, self.run.vocabulary, None, config):
+                for _, symbol in sample(
+                    self.run.model, self.run.vocabulary, None, config, compiled=False
+                ):
                     if self.should_stop():
                         return
                     symbols.append(symbol)

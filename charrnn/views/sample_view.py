@@ -12,7 +12,7 @@ from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import printable
 
 #: Seconds that a character may wait to be printed along with later ones: printing takes as long as
-#: drawing several. A reader sees no wait. (The last ones before C compiles wait for that, too.)
+#: drawing several. A reader sees no wait.
 TOGETHER = 0.01
 
 

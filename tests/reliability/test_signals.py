@@ -567,8 +567,13 @@ def test_what_cannot_be_removed_keeps_no_other_file_and_no_error(tmp_path: Path)
 
 @pytest.mark.parametrize(
     "words",
-    [("inspect", "--part", "train", "--only", "pace"), ("sample", "--length", "0")],
-    ids=["inspect", "sample"],
+    [
+        ("train", "--resume", "--steps", "200", "--run"),
+        ("evaluate", "--part", "valid"),
+        ("inspect", "--part", "train", "--only", "pace"),
+        ("sample", "--length", "0"),
+    ],
+    ids=lambda words: words[0],
 )
 def test_a_signal_while_c_is_compiled_leaves_nothing(
     words: tuple[str, ...],
@@ -584,7 +589,7 @@ def test_a_signal_while_c_is_compiled_leaves_nothing(
     compiler.chmod(0o755)
     monkeypatch.setitem(ENVIRONMENT, "CC", str(compiler))
     command, *options = words
-    popen = process(command, trained, *options)
+    popen = process(command, *([*options, trained] if "--run" in options else [trained, *options]))
     wait_for((tmp_path / "begun").exists, "the compiler")
     popen.send_signal(signal.SIGTERM)
     assert popen.wait(PATIENCE) == 143
