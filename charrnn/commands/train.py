@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -224,25 +223,34 @@ def train(
         from charrnn.runs.comparison_folder import refuse_comparison
         from charrnn.runs.resuming import resume as resume_run
         from charrnn.runs.starting import start as start_run
-        from charrnn.storage.reading import refuse_text_within
         from charrnn.storage.runfolder import RunFolder
 
-        # A resumed run computes where it did before, unless --device says otherwise.
-        where = None if resume and device == "auto" else choose_device(device)
-        if run is None:
-            folder = _take_free(text.texts, cell or _cell_of(init_from), command)
-        elif resume:
+        if resume:
+            assert run is not None
+            where = None if device == "auto" else choose_device(device)  # None: where it did before
             refuse_comparison(run)
-            folder = RunFolder.open_existing(run, command=command)
+            folder = stack.enter_context(RunFolder.open_existing(run, command=command))
+            typed = stack.enter_context(spooled(text.texts, stop))
+            began = {"init_from": None if init_from is None else str(init_from.absolute())}
+            fixed = recipe.given({"cell": cell, **model, **training, **reading, **began})
+            may_change = {name: fixed.pop(name) for name in ("lr", "patience") if name in fixed}
+            trained = resume_run(
+                folder,
+                device=where,
+                changes=budget | may_change,
+                fixed=fixed,
+                texts=text.texts,
+                valid_texts=text.valid,
+                spooled=typed,
+                keep=keep,
+            )
+            if trained.was_finished:
+                trained.save_names()
         else:
-            refuse_comparison(run)
-            refuse_text_within(text, run, "a run")
-            folder = RunFolder.create(run, command=command)
-        stack.enter_context(folder)
-        typed = stack.enter_context(spooled(text.texts, stop))
-        if not resume:
-            assert where is not None
-            new = start_run(
+            where = choose_device(device)
+            folder = stack.enter_context(_new_folder(run, choices, text, init_from, command))
+            typed = stack.enter_context(spooled(text.texts, stop))
+            trained = start_run(
                 choices,
                 text,
                 folder=folder,
@@ -252,57 +260,45 @@ def train(
                 keep=1 if keep is None else keep,
             )
             if not texts and waits_unread():
-                new.notes.append("standard input is not read: give - as TEXT to train on it")
-            return watch_run(new, stop, as_json=as_json, quiet=quiet)
-        fixed: dict[str, Any] = recipe.given({"cell": cell, **model, **training, **reading})
-        if init_from is not None:
-            fixed["init_from"] = str(init_from.absolute())
-        may_change = {name: fixed.pop(name) for name in ("lr", "patience") if name in fixed}
-        old = resume_run(
-            folder,
-            device=where,
-            changes=budget | may_change,
-            fixed=fixed,
-            texts=text.texts,
-            valid_texts=text.valid,
-            spooled=typed,
-            keep=keep,
-        )
-        if old.was_finished:
-            old.save_names()
-        if old.was_finished and not as_json:
+                trained.notes.append("standard input is not read: give - as TEXT to train on it")
+
+        if trained.was_finished and not as_json:
             if not quiet:
-                _say_finished(old)
-            print_path(folder.path)
+                _say_finished(trained)
+            print_path(trained.folder.path)
             return 0
-        return watch_run(old, stop, as_json=as_json, quiet=quiet)
+        return watch_run(trained, stop, as_json=as_json, quiet=quiet)
 
 
-def _cell_of(init_from: Path | None) -> CellName:
-    """Return the default cell: that of the checkpoint a run starts from, if there is one."""
-    if init_from is None:
-        return recipe.DEFAULT_CELL
-
-    from charrnn.storage.trained import shape_of
-
-    return shape_of(init_from).cell
-
-
-def _take_free(texts: Sequence[str], what: str, command: str) -> RunFolder:
-    """Hold a folder under checkpoints/ that no run has taken yet.
+def _new_folder(
+    run: Path | None,
+    choices: recipe.Choices,
+    text: TextChoices,
+    init_from: Path | None,
+    command: str,
+) -> RunFolder:
+    """Hold the folder of a new run: the one that --run names, or one that no run has taken yet.
 
     Raises:
-        RunFolderError: it cannot be made.
+        CharrnnError: it cannot be made, or is no place for a run.
     """
+    from charrnn.runs.comparison_folder import refuse_comparison
+    from charrnn.storage.reading import refuse_text_within
     from charrnn.storage.runfolder import RunFolder
+    from charrnn.storage.trained import shape_of
 
-    path = options.default_run(texts, what)
+    if run is not None:
+        refuse_comparison(run)
+        refuse_text_within(text, run, "a run")
+        return RunFolder.create(run, command=command)
+    cell = choices.cell or (recipe.DEFAULT_CELL if init_from is None else shape_of(init_from).cell)
+    path = options.default_run(text.texts, cell)
     while True:
         try:
             return RunFolder.create(path, command=command)
         except RunFolderError:
             # A command that was started at the same time may have been faster.
-            taken, path = path, options.default_run(texts, what)
+            taken, path = path, options.default_run(text.texts, cell)
             if path == taken:
                 raise
 
