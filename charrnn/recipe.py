@@ -129,6 +129,8 @@ MASKS_COST = 1 / 3
 FLATTEST, FLATTEST_FROM = 1.1, 4
 #: Most steps of warm-up; a short run warms up for a tenth of its steps.
 MOST_WARMUP_STEPS = 50
+#: AdamW's rate, for the weights that are not Muon's.
+LR_ADAM = 8.4e-3
 #: Decay of the recurrence's matrices, as a share of the rate, in a run of few passes.
 WEIGHT_DECAY = 0.1
 #: More than that is for texts of up to so many characters. On a longer one it falls in proportion,
@@ -172,59 +174,67 @@ def choose(
         UsageError: a choice makes no sense.
     """
     cell = choices.cell or DEFAULT_CELL
+    rules = RULES[cell]
     budget = choices.budget or {"minutes": DEFAULT_MINUTES}
-    training = _training(cell, bf16)
-    training["decay_embedding"] = vocabulary >= RULES[cell].many_symbols
     chosen, chosen_model = given(choices.training), given(choices.model)
-    own_lanes = training["batch_size"]
-    precision = chosen.get("precision") or training["precision"]
-    characters_per_step = _characters_per_step(characters, training | chosen)
-    read = _characters_read(budget, characters_per_step, vocabulary, characters, device, precision)
-    passes = read / characters
+    precision = chosen.get("precision", "bf16" if bf16 else "fp32")
     is_gpu = _sized_as(device, precision) == "cuda"
+
+    # What the run is expected to read with the cell's own lanes.
+    lanes = {"batch_size": rules.lanes, "bptt": rules.window}
+    per_step = _characters_per_step(characters, lanes | chosen)
+    read = _characters_read(budget, per_step, vocabulary, characters, device, precision)
+    passes = read / characters
+
+    # From that the width, ...
     multiple = GPU_MULTIPLE if is_gpu else 1
     widest = math.ceil(vocabulary / multiple) * multiple
     hidden = _hidden(cell, device, precision, widest, read, characters)
+    sizes: dict[str, Any] = {"layers": 1, "hidden": hidden, "embedding": min(widest, hidden)}
+    model = ModelConfig(**{"cell": cell, "vocabulary": vocabulary, **sizes, **chosen_model})
+
+    # ... and the lanes on a GPU. A time step takes as long with more of them, so as many times
+    # more is read.
     if is_gpu and "minutes" in budget:
-        lanes, window = _lanes_on_gpu(passes, own_lanes, training["bptt"])
-        training["batch_size"] = lanes
+        more, shorter = _lanes_on_gpu(passes, rules)
+        lanes["batch_size"] = more
         if not {"batch_size", "loss_last"} & chosen.keys():
-            training["bptt"] = window
-        characters_per_step = _characters_per_step(characters, training | chosen)
-        # A time step takes as long with more lanes, so as many times more is read.
-        faster = min(max(1, chosen.get("batch_size", lanes)), characters) / own_lanes
+            lanes["bptt"] = shorter
+        per_step = _characters_per_step(characters, lanes | chosen)
+        faster = min(max(1, chosen.get("batch_size", more)), characters) / rules.lanes
         read, passes = faster * read, faster * passes
-    sizes: dict[str, Any] = {
-        "cell": cell,
-        "vocabulary": vocabulary,
-        "layers": 1,
-        "hidden": hidden,
-        "embedding": min(widest, hidden),
-    }
-    model = ModelConfig(**(sizes | chosen_model))
+
+    # What keeps a model of this size from learning by heart what is read so often.
     pressed = pressure(passes, matrix_weights(model), characters)
     held = regularisers(cell, vocabulary, pressed, characters)
     drops = {"dropout": held.dropout, "weight_drop": held.weight_drop}
     model = replace(model, **(drops | chosen_model))
-    training["weight_decay"] = held.weight_decay
-    training["loss_temperature"] = held.loss_temperature
-    training["dropout_masks"] = dropout_masks(model, device, pressed)
+
+    # Muon's numbers, or those of an optimiser with one rate.
+    rates = {"lr": rules.lr, "lr_adam": LR_ADAM, "weight_decay": held.weight_decay}
     if vocabulary >= RARE_SYMBOLS and pressed < BY_HEART:
-        training["lr_adam"] *= 3
-    training["warmup_steps"] = warmup_steps(read / characters_per_step)
+        rates["lr_adam"] *= 3
     one_rate = ONE_RATE.get(chosen.get("optimiser", "muon"), {})  # TrainConfig refuses another
-    training |= one_rate
+    rates |= one_rate
+
     if "lr" in chosen:
         # One flag scales both rates: their ratio is the recipe's.
-        chosen["lr_adam"] = chosen["lr"] * training["lr_adam"] / training["lr"]
+        chosen["lr_adam"] = chosen["lr"] * rates["lr_adam"] / rates["lr"]
     if {"clip_value", "scale_norm"} & chosen.keys():
-        training["clip_norm"] = None
+        chosen.setdefault("clip_norm", None)
     if chosen.get("clip_norm") == 0:
         chosen["clip_norm"] = None
-    training["dropout_by_plan"] = not {"dropout", "weight_drop"} & chosen_model.keys()
-    training["decay_by_plan"] = "weight_decay" not in chosen and not one_rate
-    training["temperature_by_plan"] = "loss_temperature" not in chosen
-    return model, TrainConfig(**{**training, **budget, **chosen})
+    by_rule: dict[str, Any] = {
+        "precision": precision,
+        "decay_embedding": vocabulary >= rules.many_symbols,
+        "loss_temperature": held.loss_temperature,
+        "dropout_masks": dropout_masks(model, device, pressed),
+        "warmup_steps": warmup_steps(read / per_step),
+        "dropout_by_plan": not {"dropout", "weight_drop"} & chosen_model.keys(),
+        "decay_by_plan": "weight_decay" not in chosen and not one_rate,
+        "temperature_by_plan": "loss_temperature" not in chosen,
+    }
+    return model, TrainConfig(**{**lanes, **rates, **by_rule, **budget, **chosen})
 
 
 def fit_lanes(
@@ -422,17 +432,6 @@ def given(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def _training(cell: CellName, bf16: bool) -> dict[str, Any]:
-    """Return a cell's training defaults: fields of TrainConfig."""
-    return {
-        "batch_size": RULES[cell].lanes,
-        "bptt": RULES[cell].window,
-        "lr": RULES[cell].lr,
-        "lr_adam": 8.4e-3,
-        "precision": "bf16" if bf16 else "fp32",
-    }
-
-
 def _characters_per_step(characters: int, training: dict[str, Any]) -> int:
     """Return the predictions of an update, once lanes and window fit a text.
 
@@ -444,12 +443,12 @@ def _characters_per_step(characters: int, training: dict[str, Any]) -> int:
     return max(1, lanes * (counted or window))
 
 
-def _lanes_on_gpu(passes: float, lanes: int, window: int) -> tuple[int, int]:
-    """Return lanes and window on a GPU, given the cell's own and how often they read the text."""
+def _lanes_on_gpu(passes: float, rules: CellRules) -> tuple[int, int]:
+    """Return lanes and window of a cell on a GPU that is to read the text so often in minutes."""
     for most, more in GPU_LANES:
-        if passes < most and more[0] > lanes:
+        if passes < most and more[0] > rules.lanes:
             return more
-    return lanes, window
+    return rules.lanes, rules.window
 
 
 def _hidden(
