@@ -12,6 +12,7 @@ import signal
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -32,7 +33,9 @@ from charrnn.inference.evaluation import Scores, score
 from charrnn.network.cells import CELLS
 from charrnn.network.model import CharModel
 from charrnn.network.update import window_loss
-from charrnn.runs.comparing import RunStarted, _unequal_minutes, compare
+from charrnn.runs import comparing
+from charrnn.runs.comparability import unequal_minutes
+from charrnn.runs.comparing import RunStarted
 from charrnn.runs.comparison import CellResult, Comparison, RunFailure, RunResult
 from charrnn.runs.comparison_folder import open_plan, read_result, read_results, refuse_comparison
 from charrnn.runs.comparison_plan import Plan
@@ -48,6 +51,7 @@ from tests.conftest import SHORT, Cli, documented_fields, make_prose, needs_raw_
 from tests.small import make_result
 
 CPU = torch.device("cpu")
+compare = partial(comparing.compare, device=CPU, command="charrnn compare it")
 #: Fields that differ between two runs of the same plan.
 TIMES = {
     "seconds",
@@ -465,7 +469,7 @@ class TestCompare:
         for name in ("a.txt", "books/b.txt"):
             Path(name).write_text(make_prose(300))
         plan = Plan(texts=(text,), cells=("gru",), seeds=2, steps=1, hidden=5, precision="fp32")
-        events = compare(Path(), plan, device=CPU)
+        events = compare(Path(), plan)
         assert sum(isinstance(event, RunResult) for event in events) == 2
 
     def test_its_folder_is_named_by_the_words_that_were_typed(
@@ -500,11 +504,10 @@ class TestCompare:
 
     def test_who_comes_second_learns_what_compares_there(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=1, hidden=5, precision="fp32")
-        how: dict[str, Any] = {"command": "charrnn compare it", "should_stop": lambda: "SIGINT"}
         resumed = []
         for goes_on in (False, True):
             begun = open_plan(tmp_path) if goes_on else None
-            for event in compare(tmp_path, plan, begun=begun, device=CPU, **how):
+            for event in compare(tmp_path, plan, begun=begun, should_stop=lambda: "SIGINT"):
                 if isinstance(event, RunStarted):
                     resumed.append(event.run.resumed)
                     with pytest.raises(RunFolderError, match=r" in use .* \(charrnn compare it\)"):
@@ -515,11 +518,7 @@ class TestCompare:
         """They are the LSTM's, whose parameters the widths match, though it is not compared."""
         plan = Plan(texts=(str(prose),), cells=("rnn", "gru"), steps=1, hidden=5, precision="fp32")
         _, sizes, _ = shapes(plan, vocabulary=50, characters=5000, device="cpu")
-        begun = [
-            event.run
-            for event in compare(tmp_path, plan, device=CPU)
-            if isinstance(event, RunStarted)
-        ]
+        begun = [event.run for event in compare(tmp_path, plan) if isinstance(event, RunStarted)]
         assert [run.model.config.cell for run in begun] == ["rnn", "gru"]
         for run in begun:
             assert {name: getattr(run.config, name) for name in sizes} == sizes
@@ -538,7 +537,7 @@ class TestCompare:
         (tmp_path / "text").write_text("abcab" * 20)
         plan = Plan(texts=(str(tmp_path / "text"),), steps=1, min_count=20)
         with pytest.raises(UsageError, match="they are seen"):
-            list(compare(tmp_path / "all", plan, device=CPU))
+            list(compare(tmp_path / "all", plan))
         # There are 80 characters to train on. c occurs 16 times in them, so it is unknown.
         assert given == {"vocabulary": 3, "characters": 80, "device": "cpu", "bf16": True}
 
@@ -547,7 +546,7 @@ class TestCompare:
             texts=(str(prose),), cells=("gru",), steps=33, hidden=5, batch_size=3, bptt=11,
             clip_norm=0.5,
         )  # fmt: skip
-        events = list(compare(tmp_path, plan, device=CPU))
+        events = list(compare(tmp_path, plan))
         run = tmp_path / "gru-seed1"
         found = json.loads((run / "result.json").read_text(encoding="utf-8"))
         meta = load(run / "last.safetensors").meta
@@ -588,7 +587,7 @@ class TestCompare:
             texts=(str(prose),), cells=("gru",), steps=2, seed=3, layers=2, hidden=5, batch_size=3,
             bptt=11, test_share=0.0, match="hidden",
         )  # fmt: skip
-        events = compare(tmp_path, plan, device=CPU)
+        events = compare(tmp_path, plan)
         (result,) = (event for event in events if isinstance(event, RunResult))
         (scores,) = counted
         assert result.nats_per_char == result.valid_nats_per_char == scores.nats_per_char
@@ -604,13 +603,13 @@ class TestCompare:
         def signalled() -> str | None:
             return signals[0] if signals else None
 
-        for event in compare(tmp_path, plan, device=CPU, should_stop=signalled):
+        for event in compare(tmp_path, plan, should_stop=signalled):
             if isinstance(event, Finished):
                 assert event.complete
                 signals.append("SIGTERM")
         assert signals
         assert read_result(tmp_path / "rnn-seed1") is None
-        *_, last = compare(tmp_path, plan, begun=open_plan(tmp_path), device=CPU)
+        *_, last = compare(tmp_path, plan, begun=open_plan(tmp_path))
         assert isinstance(last, RunResult)
         assert last.steps == 2
 
@@ -743,7 +742,7 @@ class TestCompare:
             return "SIGINT" if is_there else None
 
         plan = open_plan(uninterrupted)
-        for event in compare(folder, plan, device=CPU, should_stop=should_stop):
+        for event in compare(folder, plan, should_stop=should_stop):
             if isinstance(event, RunStarted):
                 begun = event
         assert begun
@@ -920,16 +919,16 @@ class TestCompare:
         monkeypatch.setattr("charrnn.runs.starting.multiplies_bf16", lambda _device: True)
         cells: tuple[CellName, ...] = ("rnn", "gru")
         plan = Plan(texts=(str(prose),), cells=cells, steps=3, hidden=5, batch_size=2, bptt=9)
-        events = compare(tmp_path / "all", plan, device=CPU)
+        events = compare(tmp_path / "all", plan)
         next(event for event in events if isinstance(event, RunResult))
         events.close()  # type: ignore[attr-defined]
         plan = open_plan(tmp_path / "all")
         assert plan.precision == "bf16"
-        for module in ("comparing", "starting", "resuming"):
+        for module in ("comparability", "starting", "resuming"):
             monkeypatch.setattr(f"charrnn.runs.{module}.multiplies_bf16", lambda _device: False)
         (tmp_path / "all" / "rnn-seed1" / "result.json").unlink()
         with pytest.raises(UsageError, match="the comparison began in bf16, which this device"):
-            list(compare(tmp_path / "all", plan, begun=open_plan(tmp_path / "all"), device=CPU))
+            list(compare(tmp_path / "all", plan, begun=open_plan(tmp_path / "all")))
 
     def test_a_device_that_is_gone_is_said_to_be_the_comparison_s(
         self, cli: Cli, prose: Path, tmp_path: Path
@@ -1106,9 +1105,7 @@ class TestCompare:
         first = (folder / "rnn-seed1" / "result.json").stat().st_mtime_ns
         plan = open_plan(folder)
         more = plan.extended(3)
-        for event in compare(
-            folder, more, begun=open_plan(folder), device=CPU, should_stop=should_stop
-        ):
+        for event in compare(folder, more, begun=open_plan(folder), should_stop=should_stop):
             if isinstance(event, RunStarted):
                 begun = event
         assert begun
@@ -1169,7 +1166,7 @@ class TestCompare:
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Abacus 4")
         plan = replace(open_plan(tmp_path), device="cuda")
         done = [result for result in read_results(tmp_path, plan) if result]
-        (said,) = _unequal_minutes(plan, done, torch.device("cuda"))
+        (said,) = unequal_minutes(plan, done, torch.device("cuda"))
         trained = "finished runs were trained by Abacus 3, and the others are by Abacus 4: equal"
         assert said.startswith(trained)
 
@@ -1310,12 +1307,12 @@ class TestCompare:
     def test_a_run_without_its_first_save_begins_again(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5, batch_size=2, bptt=9)
         folder = tmp_path / "comparison"
-        first = [e for e in compare(folder, plan, device=CPU) if isinstance(e, RunResult)]
+        first = [e for e in compare(folder, plan) if isinstance(e, RunResult)]
         path = folder / "rnn-seed1"
         for file in path.iterdir():
             if file.name != "best.safetensors":
                 file.unlink()
-        events = list(compare(folder, plan, begun=open_plan(folder), device=CPU))
+        events = list(compare(folder, plan, begun=open_plan(folder)))
         (started,) = (event for event in events if isinstance(event, RunStarted))
         assert not started.run.resumed
         assert timeless(events[-1].to_dict()) == timeless(first[0].to_dict())  # type: ignore[union-attr]
@@ -1349,11 +1346,11 @@ class TestCompare:
     def test_other_sizes_are_not_mixed_in(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn", "gru"), steps=3, hidden=5, batch_size=2)
         folder = tmp_path / "comparison"
-        events = compare(folder, plan, device=CPU)
+        events = compare(folder, plan)
         next(event for event in events if isinstance(event, RunResult))
         events.close()  # type: ignore[attr-defined]
         with pytest.raises(UsageError, match=r"1 x 12 units and .* now it would be 1 x 16 and "):
-            list(compare(folder, replace(plan, hidden=7), begun=open_plan(folder), device=CPU))
+            list(compare(folder, replace(plan, hidden=7), begun=open_plan(folder)))
 
     @pytest.mark.parametrize("change", [{"hidden": 7}, {"embedding": 4}])
     def test_nor_where_the_first_run_was_begun(
@@ -1368,36 +1365,36 @@ class TestCompare:
         def should_stop() -> str | None:
             return "SIGINT" if begun and begun.run.progress.step >= 3 else None
 
-        for event in compare(tmp_path, plan, device=CPU, should_stop=should_stop):
+        for event in compare(tmp_path, plan, should_stop=should_stop):
             if isinstance(event, RunStarted):
                 begun = event
         with pytest.raises(UsageError, match="parameters, and now it would be"):
-            list(compare(tmp_path, replace(plan, **change), begun=open_plan(tmp_path), device=CPU))
+            list(compare(tmp_path, replace(plan, **change), begun=open_plan(tmp_path)))
 
     @pytest.mark.parametrize("when", ["resumed", "between two runs"])
     def test_other_texts_are_not_mixed_in(self, prose: Path, tmp_path: Path, when: str) -> None:
         text, folder = tmp_path / "text", tmp_path / "comparison"
         text.write_text(prose.read_text())
         plan = Plan(texts=(str(text),), cells=("rnn", "gru"), steps=3, hidden=5, batch_size=2)
-        events = compare(folder, plan, device=CPU)
+        events = compare(folder, plan)
         next(event for event in events if isinstance(event, RunResult))
         if when == "resumed":
             events.close()  # type: ignore[attr-defined]
-            events = compare(folder, open_plan(folder), begun=open_plan(folder), device=CPU)
+            events = compare(folder, open_plan(folder), begun=open_plan(folder))
         text.write_text(prose.read_text().replace("river", "riv re", 1))
         with pytest.raises(CorpusError, match="not the one this comparison was started on"):
             list(events)
         assert not (folder / "gru-seed1").exists()
         text.write_text(prose.read_text())
-        events = compare(folder, open_plan(folder), begun=open_plan(folder), device=CPU)
+        events = compare(folder, open_plan(folder), begun=open_plan(folder))
         assert sum(isinstance(event, RunResult) for event in events) == 2
 
     def test_a_plan_without_a_fingerprint_goes_on(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn", "gru"), steps=3, hidden=5, batch_size=2)
-        events = compare(tmp_path, plan, device=CPU)
+        events = compare(tmp_path, plan)
         next(event for event in events if isinstance(event, RunResult))
         events.close()  # type: ignore[attr-defined]
-        events = compare(tmp_path, plan, begun=open_plan(tmp_path), device=CPU)
+        events = compare(tmp_path, plan, begun=open_plan(tmp_path))
         assert sum(isinstance(event, RunResult) for event in events) == 2
 
     @pytest.mark.parametrize("left", ["result.json", "last.safetensors", "best.safetensors"])
@@ -1421,9 +1418,9 @@ class TestCompare:
 
     def test_of_two_that_begin_at_once_one_is_refused(self, prose: Path, tmp_path: Path) -> None:
         plan = Plan(texts=(str(prose),), cells=("rnn",), steps=3, hidden=5)
-        late = compare(tmp_path, replace(plan, cells=("gru",)), device=CPU)
+        late = compare(tmp_path, replace(plan, cells=("gru",)))
         assert isinstance(next(late), str), "it has checked the folder and read the text"
-        early = list(compare(tmp_path, plan, device=CPU))
+        early = list(compare(tmp_path, plan))
         with pytest.raises(RunFolderError, match="holds a comparison already"):
             list(late)
         assert isinstance(early[-1], RunResult)
@@ -1438,7 +1435,7 @@ class TestCompare:
         for more, begun in ((plan, None), (plan.extended(2), plan)):
             left.touch()
             alive.touch()
-            list(compare(tmp_path, more, begun=begun and open_plan(tmp_path), device=CPU))
+            list(compare(tmp_path, more, begun=begun and open_plan(tmp_path)))
             assert alive.exists() and not left.exists()
 
     def test_a_run_in_use_is_left_alone(self, prose: Path, tmp_path: Path) -> None:
@@ -1446,7 +1443,7 @@ class TestCompare:
         with RunFolder.create(tmp_path / "comparison" / "rnn-seed1") as held:
             best = held.save_best(Checkpoint({"weight": torch.ones(3)}, {}))
             with pytest.raises(RunFolderError, match="holds a run already"):
-                list(compare(tmp_path / "comparison", plan, device=CPU))
+                list(compare(tmp_path / "comparison", plan))
             assert best.exists(), "it may be between its first validation and its first save"
 
     @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
     plan = Plan(
         texts=(str(prose),), cells=("gru",), steps=3, seed=4, hidden=5, batch_size=3, bptt=11
     )
-    events = compare(tmp_path, plan, device=cpu)
+    events = compare(tmp_path, plan, device=cpu, command="")
     results = [event for event in events if isinstance(event, RunResult)]
     made = Comparison.of(plan, results)
     ((drawn,), ((run, rows),)) = portray_comparison(made)
@@ -93,7 +93,7 @@ def test_a_comparison_looks_into_each_cell_s_best_run_on_the_end_of_what_is_comp
     plan = Plan(
         texts=(str(prose),), cells=("gru",), seeds=2, steps=1, hidden=5, batch_size=3, bptt=11
     )
-    events = compare(tmp_path, plan, device=torch.device("cpu"))
+    events = compare(tmp_path, plan, device=torch.device("cpu"), command="")
     first, second = (event for event in events if isinstance(event, RunResult))
     better = replace(second, valid_nats_per_char=(first.valid_nats_per_char or 0.0) - 1)
     monkeypatch.setattr("charrnn.views.portrait.SAMPLE", replace(SAMPLE, length=3))

@@ -13,24 +13,28 @@ import statistics
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from charrnn import recipe
-from charrnn.command_words import comparison_command
-from charrnn.compute.device import multiplies_bf16, recurs_in_bf16
-from charrnn.compute.machine import worker
-from charrnn.compute.processor import processor
+from charrnn.compute.device import recurs_in_bf16
 from charrnn.config import ModelConfig
 from charrnn.disk import write_json
-from charrnn.errors import CheckpointError, CorpusError, NonFiniteError, RunFolderError, UsageError
+from charrnn.errors import CheckpointError, CorpusError, NonFiniteError, RunFolderError
 from charrnn.inference.baselines import uniform_nats
 from charrnn.inference.evaluation import Interrupted, Scores, run_once, score
-from charrnn.layout import BEST, LOCK, LOG, PLAN, RESULT
+from charrnn.layout import LOG, PLAN
+from charrnn.runs.comparability import (
+    refuse_another_machine,
+    refuse_another_shape,
+    refuse_other_texts,
+    refuse_taken,
+    refuse_used,
+    unequal_minutes,
+)
 from charrnn.runs.comparison import RunFailure, RunResult
-from charrnn.runs.comparison_folder import TEXTS, going_on, name_moved, read_result, read_results
+from charrnn.runs.comparison_folder import TEXTS, name_moved, read_result, read_results
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.events import Event, Finished
 from charrnn.runs.matching import shapes, sizes
@@ -42,8 +46,6 @@ from charrnn.storage.checkpoint import DamagedCheckpointError
 from charrnn.storage.metrics import read_metrics
 from charrnn.storage.reading import (
     divide,
-    refuse_another_text,
-    refuse_text_within,
     refuse_too_short,
 )
 from charrnn.storage.runfolder import RunFolder, has_state, remove_stale
@@ -53,7 +55,7 @@ from charrnn.text.files import embedded_corpus
 from charrnn.text.not_text import Nameable
 from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary
-from charrnn.wording import joined, shown
+from charrnn.wording import shown
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,19 @@ class RunStarted:
     """The comparison's, with all that is known once the text has been read."""
 
 
+#: What ``compare`` yields.
+Happening = str | RunStarted | RunResult | RunFailure | Event
+
+
 def compare(
     folder: Path,
     plan: Plan,
     *,
     begun: Plan | None = None,
     device: torch.device,
-    command: str | None = None,
+    command: str,
     should_stop: Callable[[], str | None] = lambda: None,
-) -> Iterator[str | RunStarted | RunResult | RunFailure | Event]:
+) -> Iterator[Happening]:
     """Do all runs of a comparison that are not finished yet.
 
     Args:
@@ -97,131 +103,126 @@ def compare(
     Raises:
         CharrnnError: the text, the folder or a checkpoint is not usable.
     """
-    _refuse_taken(folder, plan, begun)
-    done = [] if begun is None else [one for one in read_results(folder, plan) if one]
-    runs = [*plan.runs()]
-    left = len(runs) - len(done)
-    if begun is not None and left:
-        _refuse_another_machine(begun, device)
-    kept = begun  # the plan in the folder
-    moved = [name for name in TEXTS if kept and getattr(kept, name) != getattr(plan, name)]
-    if not left and not moved:  # then neither the text nor the recipe's sizes matter
-        yield from done
-        return
-    try:
-        part, plan = _read_text(plan)
-    except CorpusError as error:
-        if kept is None or command is None:
-            raise
-        raise CorpusError(f"{error}{name_moved(plan, command, moved)}") from error
-    if kept is not None and moved:
-        kept = replace(kept, texts=plan.texts, valid=plan.valid)
-        write_json(folder / PLAN, kept.to_dict())
-    if not left:
-        yield from done
-        return
-    found, training, notes = shapes(
-        plan,
-        vocabulary=Vocabulary.from_counts(part.counts, part.corpus.encoding, plan.min_count).size,
-        characters=part.characters,
-        device=device.type,
-        bf16=recurs_in_bf16(device),
-    )
-    if begun is None:
-        plan = replace(plan, precision=training["precision"])
-    # What the shapes' notes advise is too late for a comparison that has begun.
-    yield from [*(notes if begun is None else []), *_unequal_minutes(plan, done, device)]
-    for number, (seed, cell) in enumerate(runs, start=1):
-        path = folder / plan.run_name(seed, cell)
-        shape, result = found[cell], read_result(path)
-        if result is not None:
-            _refuse_another_shape(path, result.layers, result.hidden, result.parameters, shape)
-            yield result
-            continue
-        choices = plan.choices(cell, seed, **sizes(shape))
-        choices = replace(choices, training={**choices.training, **training})
-        with _open_run(path, choices, plan, shape, device, command) as run:
-            remove_stale(folder)
-            if plan != kept:
-                if kept is None:  # while the text was read another may have begun here
-                    _refuse_used(folder)
-                write_json(folder / PLAN, plan.to_dict())
-                kept = plan
-            yield RunStarted(run, number, len(runs), plan)
-            try:
-                result = yield from _finish(run, should_stop)
-            except NonFiniteError as error:
-                yield RunFailure(cell, seed, str(error))
+    return _Sitting(folder, plan, begun, device, command, should_stop).events()
+
+
+@dataclass
+class _Sitting:
+    """A comparison from where it begins or goes on until all runs are done, or it stops."""
+
+    folder: Path
+    plan: Plan
+    """What is compared, with all that is known so far."""
+    written: Plan | None
+    """The plan in the folder."""
+    device: torch.device
+    command: str
+    should_stop: Callable[[], str | None]
+
+    def events(self) -> Iterator[Happening]:
+        """Yield what ``compare`` yields."""
+        begun = self.written
+        refuse_taken(self.folder, self.plan, begun)
+        results = read_results(self.folder, self.plan)
+        done = [result for result in results if result is not None]
+        is_done = len(done) == len(results)
+        if begun is not None and not is_done:
+            refuse_another_machine(begun, self.device)
+        moved = [one for one in TEXTS if begun and getattr(begun, one) != getattr(self.plan, one)]
+        if is_done and not moved:  # then neither the text nor the recipe's sizes matter
+            yield from done
+            return
+        part = self._read_text(moved)
+        yield from done if is_done else self._runs(part, done)
+
+    def _read_text(self, moved: Sequence[str]) -> Part:
+        """Return the training part; note in the plans which text it is, and where it has moved.
+
+        Args:
+            moved: fields of ``TEXTS`` with other names than in the folder's plan.
+        """
+        try:
+            part, self.plan = _read_text(self.plan)
+        except CorpusError as error:
+            if self.written is None:
+                raise
+            raise CorpusError(f"{error}{name_moved(self.plan, self.command, moved)}") from error
+        if self.written is not None and moved:
+            self._write(replace(self.written, texts=self.plan.texts, valid=self.plan.valid))
+        return part
+
+    def _runs(self, part: Part, done: Sequence[RunResult]) -> Iterator[Happening]:
+        """Do the runs that are not done; yield the results of all."""
+        encoding, min_count = part.corpus.encoding, self.plan.min_count
+        found, training, notes = shapes(
+            self.plan,
+            vocabulary=Vocabulary.from_counts(part.counts, encoding, min_count).size,
+            characters=part.characters,
+            device=self.device.type,
+            bf16=recurs_in_bf16(self.device),
+        )
+        if self.written is None:
+            self.plan = replace(self.plan, precision=training["precision"])
+            yield from notes  # what they advise is too late for a comparison that has begun
+        yield from unequal_minutes(self.plan, done, self.device)
+        runs = [*self.plan.runs()]
+        for number, (seed, cell) in enumerate(runs, start=1):
+            path, shape = self.folder / self.plan.run_name(seed, cell), found[cell]
+            result = read_result(path)
+            if result is not None:
+                refuse_another_shape(path, result.layers, result.hidden, result.parameters, shape)
+                yield result
                 continue
-            if result is None:
+            choices = self.plan.choices(cell, seed, **sizes(shape))
+            choices = replace(choices, training=choices.training | training)
+            with self._open_run(path, choices, shape) as run:
+                self._take_folder()
+                yield RunStarted(run, number, len(runs), self.plan)
+                outcome: RunResult | RunFailure | None
+                try:
+                    outcome = yield from _finish(run, self.should_stop)
+                except NonFiniteError as error:
+                    outcome = RunFailure(cell, seed, str(error))
+            if outcome is None:
                 return
-            with _going_on(run):
-                run.folder.save_result(result.to_dict())
-        yield result
+            yield outcome
 
+    @contextmanager
+    def _open_run(self, path: Path, choices: recipe.Choices, shape: ModelConfig) -> Iterator[Run]:
+        """Hold a run's folder; yield the run that goes on or begins there, with this shape."""
+        plan, command, device = self.plan, self.command, self.device
+        begun = has_state(path)
+        # A run killed between its first validation and its first save begins again.
+        if begun:
+            held = RunFolder.open_existing(path, command=command)
+        else:
+            held = RunFolder.create(path, command=command, over_best=True)
+        with held as folder:
+            if begun:
+                with training_anew(path):
+                    run = resume(
+                        folder, device=device, changes={}, texts=plan.texts, valid_texts=plan.valid
+                    )
+                has, parameters = run.model.config, run.model.parameter_count()
+                refuse_another_shape(path, has.layers, has.hidden, parameters, shape)
+            else:
+                run = start(choices, plan.text(), folder=folder, device=device)
+            refuse_other_texts(plan, run.train, run.valid)
+            run.owner = command
+            yield run
 
-def _refuse_another_machine(plan: Plan, device: torch.device) -> None:
-    """Refuse to train the other runs of a comparison on another device, or without its bf16."""
-    if plan.precision == "bf16" and not multiplies_bf16(device):
-        raise UsageError(
-            "the comparison began in bf16, which this device has no instructions for: go on with "
-            "it where there are, or compare anew in another folder with --run"
-        )
-    if plan.device is not None and device.type != plan.device:
-        raise UsageError(
-            f"--device {device.type}: the comparison began on {plan.device}, and runs on two "
-            "devices do not compare: leave it out, or compare anew in another folder with --run"
-        )
+    def _take_folder(self) -> None:
+        """Tidy the comparison's folder and write its plan, as a run in it is held."""
+        remove_stale(self.folder)
+        if self.written is None:  # while the text was read another may have begun here
+            refuse_used(self.folder)
+        if self.written != self.plan:
+            self._write(self.plan)
 
-
-def _unequal_minutes(plan: Plan, done: Sequence[RunResult], device: torch.device) -> Iterator[str]:
-    """Yield a note if other processors, threads or GPUs trained the finished runs of minutes."""
-    if plan.minutes is None or plan.device not in ("cpu", "cuda"):
-        return
-    here = worker(processor(), torch.get_num_threads())
-    if device.type == "cuda":
-        here = torch.cuda.get_device_name(device)
-    by = dict.fromkeys(result.trained_by for result in done)
-    others = [shown(one) for one in by if one is not None and one != here]
-    if others:
-        yield (
-            f"finished runs were trained by {joined(others, 'and')}, and the others are by {here}: "
-            "equal minutes are not equal work: go on where they were, or compare anew in another "
-            "folder with --run"
-        )
-
-
-def _refuse_used(folder: Path) -> None:
-    """Refuse to begin a comparison where there is one already, or a run."""
-    if folder.is_file():
-        raise RunFolderError(f"{shown(folder)}: is a file: choose a folder with --run")
-    if has_state(folder):
-        holds = f"a run already: go on with it with: {going_on(folder)}; or choose"
-    elif (folder / LOCK).exists():
-        holds = "a run that has saved nothing yet, or was killed before it did: choose"
-    elif (folder / PLAN).exists():
-        go_on = comparison_command(folder)
-        holds = f"a comparison already: go on with it with: {go_on}; or choose"
-    else:
-        return
-    raise RunFolderError(f"{shown(folder)}: holds {holds} another folder with --run")
-
-
-def _refuse_taken(folder: Path, plan: Plan, begun: Plan | None) -> None:
-    """Refuse to begin a comparison, or a run of it, where there is another's work already."""
-    if begun is None:
-        _refuse_used(folder)
-        refuse_text_within(plan.text(), folder, "a comparison")
-        known, instead = 0, "choose another folder with --run"
-    else:
-        known, instead = begun.seeds, "move it elsewhere"
-    added = [one for one in plan.runs() if one[0] >= plan.seed + known]
-    for path in (folder / plan.run_name(seed, cell) for seed, cell in added):
-        if (path / RESULT).exists() or (path / BEST).exists() or has_state(path):
-            raise RunFolderError(
-                f"{shown(path)}: holds a run already, that does not belong to this comparison: "
-                f"{instead}"
-            )
+    def _write(self, plan: Plan) -> None:
+        """Write the folder's plan."""
+        write_json(self.folder / PLAN, plan.to_dict())
+        self.written = plan
 
 
 def _read_text(plan: Plan) -> tuple[Part, Plan]:
@@ -235,7 +236,7 @@ def _read_text(plan: Plan) -> tuple[Part, Plan]:
     corpus = scan(plan.texts or embedded_corpus(), encoding, nameable)
     train, valid, test = divide(corpus, plan.text(), nameable)
     if plan.fingerprint is not None:
-        _refuse_another_text(plan, train, valid)
+        refuse_other_texts(plan, train, valid)
     refuse_too_short(train, plan.text())
     for name, share, held_out in (
         ("valid", plan.valid_share, valid),
@@ -250,90 +251,27 @@ def _read_text(plan: Plan) -> tuple[Part, Plan]:
     return train, replace(plan, fingerprint=corpus.fingerprint, valid_fingerprint=other)
 
 
-def _refuse_another_text(plan: Plan, train: Part, valid: Part | None) -> None:
-    """Refuse texts other than those that a comparison began with."""
-    refuse = partial(
-        refuse_another_text,
-        of="this comparison",
-        instead=", or compare anew in another folder with --run",
-    )
-    refuse(train.corpus, plan.fingerprint, plan.texts)
-    if plan.valid and valid is not None:
-        refuse(valid.corpus, plan.valid_fingerprint, plan.valid, "the validation text")
-
-
-def _refuse_another_shape(
-    path: Path, layers: int, hidden: int, parameters: int, shape: ModelConfig
-) -> None:
-    """Refuse to go on if the recipe now gives other sizes than a run has."""
-    wanted = (shape.layers, shape.hidden, recipe.parameter_count(shape))
-    if (layers, hidden, parameters) != wanted:
-        raise UsageError(
-            f"{shown(path)} has {layers} x {hidden} units and {parameters:,} parameters, and now "
-            f"it would be {wanted[0]} x {wanted[1]} and {wanted[2]:,}: the defaults have changed "
-            "since: go on with the version of charrnn that began it, or compare anew in another "
-            "folder with --run"
-        )
-
-
-@contextmanager
-def _open_run(
-    path: Path,
-    choices: recipe.Choices,
-    plan: Plan,
-    shape: ModelConfig,
-    device: torch.device,
-    command: str | None,
-) -> Iterator[Run]:
-    """Hold a run's folder; yield the run that goes on or begins there, with this shape and text."""
-    begun = has_state(path)
-    # A run killed between its first validation and its first save begins again.
-    if begun:
-        held = RunFolder.open_existing(path, command=command or "")
-    else:
-        held = RunFolder.create(path, command=command or "", over_best=True)
-    with held as folder:
-        if begun:
-            with training_anew(path):
-                run = resume(
-                    folder, device=device, changes={}, texts=plan.texts, valid_texts=plan.valid
-                )
-            has, parameters = run.model.config, run.model.parameter_count()
-            _refuse_another_shape(path, has.layers, has.hidden, parameters, shape)
-        else:
-            run = start(choices, plan.text(), folder=folder, device=device)
-        _refuse_another_text(plan, run.train, run.valid)
-        run.owner = command
-        yield run
-
-
 def _finish(
     run: Run, should_stop: Callable[[], str | None]
 ) -> Generator[Event, None, RunResult | None]:
-    """Train a run to its end and score it; return None if it was stopped before that."""
+    """Train a run to its end, and save its result; return None if it was stopped before that."""
     for event in train(run, should_stop):
         yield event
         if isinstance(event, Finished) and not event.complete:
             return None
     speed = _median_speed(run.folder.path / LOG)
     try:
-        with _going_on(run):
-            return _measure(run, speed, should_stop)
+        result = _measure(run, speed, should_stop)
+        run.folder.save_result(result.to_dict())
     except Interrupted:
         return None
-
-
-@contextmanager
-def _going_on(run: Run) -> Iterator[None]:
-    """Add to an error after a run's training that nothing of the run is lost, where that is so."""
-    try:
-        yield
     except (CorpusError, RunFolderError) as error:
-        if run.owner is None or not run.is_kept(error):
+        if not run.is_kept(error):
             raise
         raise type(error)(
             f"{error}; the run is trained and saved, and the comparison goes on with: {run.owner}"
         ) from error
+    return result
 
 
 @contextmanager
