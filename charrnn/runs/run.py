@@ -226,8 +226,8 @@ class Run(_Standing):
     saved: SavedState | None = None
     """None: nothing has been saved."""
     better: Best | None = None
-    """What the best checkpoint on disk has, if the run was resumed from before it, has not come as
-    far again, and has found none as good since."""
+    """That of the best checkpoint on disk, as long as the run, resumed from before it, has neither
+    come as far again nor found one as good."""
 
     @property
     def device(self) -> torch.device:
@@ -266,6 +266,9 @@ class Run(_Standing):
     @property
     def summary(self) -> RunSummary:
         """What the run is, and how far it has come."""
+        progress = replace(self.progress)
+        if self.better is not None:
+            progress.best_nats, progress.best_step = self.better
         return RunSummary(
             shape=self.model.config,
             parameters=self.model.parameter_count(),
@@ -273,7 +276,7 @@ class Run(_Standing):
             config=self.config,
             text=self.text,
             files=len(self.train.corpus.files),
-            progress=self._with_better(),
+            progress=progress,
         )
 
     def marks(self) -> dict[str, float]:
@@ -381,9 +384,10 @@ class Run(_Standing):
     def count_validation(self, nats: float) -> bool:
         """Take note of a validation's loss; if it is the lowest so far, save the weights.
 
-        A run resumed from before its best checkpoint, which may be newer than the last complete
-        state, may take another course this time. Until it has come as far again, it compares as
-        it did the first time; if it has not found the like by then, that checkpoint is its best.
+        A run resumed from before its best checkpoint counts as it did the first time, so that the
+        same patience ends it at the same step. It keeps that checkpoint, though, unless it finds
+        one as good: it may take another course this time. Once it has come as far again, that
+        checkpoint is its best.
 
         Returns:
             Whether the best checkpoint now has these weights.
@@ -391,34 +395,27 @@ class Run(_Standing):
         Raises:
             NonFiniteError, RunFolderError: as in ``save_best``.
         """
-        progress, kept = self.progress, self.better
+        progress, better = self.progress, self.better
         is_lower = progress.best_nats is None or nats < progress.best_nats
         if is_lower:
             progress.best_nats, progress.best_step = nats, progress.step
         progress.validations_since_best = 0 if is_lower else progress.validations_since_best + 1
-        if kept is not None and kept.nats < nats:
-            if progress.step >= kept.step:
-                is_like = progress.step == kept.step
-                since = 0 if is_like else max(1, progress.validations_since_best)
-                progress.validations_since_best = since
-                self.adopt_better()
-            return False
-        self.better = None
-        if is_lower:
-            self.save_best()
-        return is_lower
+        if better is None or nats <= better.nats:
+            self.better = None
+            if is_lower:
+                self.save_best()
+            return is_lower
+        if progress.step >= better.step:
+            in_vain = max(1, progress.validations_since_best)
+            progress.validations_since_best = 0 if progress.step == better.step else in_vain
+            self.adopt_better()
+        return False
 
     def adopt_better(self) -> None:
         """Count the best checkpoint on disk as this run's best, if it is better."""
-        best = self._with_better()
-        self.progress.best_nats, self.progress.best_step = best.best_nats, best.best_step
-        self.better = None
-
-    def _with_better(self) -> Progress:
-        """Return the progress with the best that is on disk."""
-        if self.better is None:
-            return self.progress
-        return replace(self.progress, best_nats=self.better.nats, best_step=self.better.step)
+        if self.better is not None:
+            self.progress.best_nats, self.progress.best_step = self.better
+            self.better = None
 
     def save_best(self) -> None:
         """Write the weights alone as the run's best checkpoint.
