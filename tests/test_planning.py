@@ -316,7 +316,7 @@ def test_updates_that_take_no_time_by_the_clock_are_planned(simulate: Simulate) 
     """As when the clock stands still, or all of the time went into a validation."""
     run = simulate(World()).run
     planner = Planner(run)
-    planner._speed_from = (run.progress.step - 1, run.progress.training_seconds)
+    planner._speed_from = replace(run.progress, step=run.progress.step - 1)
     assert planner.plan().total_steps > run.progress.step
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from charrnn.recipe import guessed_speed, matrix_weights, pressure, regularisers, warmup_steps
 from charrnn.runs.events import Planned
-from charrnn.runs.run import Run
+from charrnn.runs.run import Progress, Run
 from charrnn.runs.schedule import Schedule, validation_interval, validation_length
 
 #: A budget in minutes is planned again if the run would miss it by more than this share of it ...
@@ -39,16 +39,13 @@ class Planner:
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        #: Updates and seconds done before this sitting.
-        self._steps_before = run.progress.step
-        self._seconds_before = run.progress.seconds
-        #: Where the speed measurement begins: (step, seconds of training).
-        self._speed_from: tuple[int, float] | None = None
-        #: When it ends, in seconds of the run.
-        self._speed_until = math.inf
-        #: Where this sitting is no longer cold: (step, seconds of training). None: not there yet.
-        #: A new run is planned long after its first updates.
-        self._warm_from: tuple[int, float] | None = None if run.progress.step else (0, 0.0)
+        # Time is counted from these moments, of which the progress is kept, and from the plan's.
+        #: When this sitting began.
+        self._began = replace(run.progress)
+        #: When it began to measure its speed for a plan.
+        self._speed_from: Progress | None = None
+        #: When it was no longer cold. A new run is planned long after its first updates.
+        self._warm_from: Progress | None = None if run.progress.step else Progress()
 
     def rate_factor(self) -> float:
         """Return the share of the peak learning rate for the next update.
@@ -58,7 +55,7 @@ class Planner:
         """
         progress = self.run.progress
         total = progress.planned_steps
-        if total is None and self._steps_before:
+        if total is None and self._began.step:
             total = self._steps_by_clock()
         return Schedule(self.run.config.warmup_steps, total).factor(progress.step)
 
@@ -70,16 +67,16 @@ class Planner:
         In a resumed run the part is a share of the time left. If the minutes are used up by its
         middle, as after a stall, a single update is measured.
         """
-        progress = self.run.progress
-        half = Schedule.HOLD * (self._budget() - self._seconds_before) / 2
+        progress, began = self.run.progress, self._began.seconds
+        half = Schedule.HOLD * (self._budget() - began) / 2
         if progress.step == 0:
             return False
         if self._speed_from is None:
-            if progress.seconds >= self._seconds_before + half:
-                self._speed_from = (progress.step, progress.training_seconds)
-                self._speed_until = min(progress.seconds + half, self._budget())
+            if progress.seconds >= began + half:
+                self._speed_from = replace(progress)
             return False
-        return progress.step > self._speed_from[0] and progress.seconds >= self._speed_until
+        until = min(self._speed_from.seconds + half, self._budget())
+        return progress.step > self._speed_from.step and progress.seconds >= until
 
     def size_validations(self) -> None:
         """Set how many characters each validation scores, unless an earlier validation fixed it.
@@ -93,7 +90,7 @@ class Planner:
             return
         total, most = progress.planned_steps, run.valid.characters
         if total is None:
-            speed = self._guessed_speed() if self._speed_from is None else self._speed_so_far()
+            speed = self._guessed_speed() if self._speed_from is None else self._measured_speed()
             total = self._affordable_steps(speed)
             most = max(LEAST_TIMED, int(total * run.lanes.characters_per_step / 10))
         length = validation_length(total, run.lanes.characters_per_step, run.valid.characters)
@@ -124,15 +121,15 @@ class Planner:
 
     def plan(self) -> Planned:
         """Plan the minutes at the measured speed."""
-        speed = OF_UPDATES * self._speed_so_far()
+        speed = OF_UPDATES * self._measured_speed()
         return self.adopt(self._affordable_steps(speed), speed)
 
     def is_off(self) -> bool:
         """Whether the speed has changed so much that the run would miss its minutes."""
         progress = self.run.progress
         planned = progress.planned_steps
-        if self._warm_from is None and progress.step >= self._steps_before + COLD:
-            self._warm_from = (progress.step, progress.training_seconds)
+        if self._warm_from is None and progress.step >= self._began.step + COLD:
+            self._warm_from = replace(progress)
         if self.run.config.minutes is None or planned is None or self.run.is_out_of_patience:
             return False
         if progress.step == progress.planned_at_step:
@@ -227,11 +224,18 @@ class Planner:
             return None
         return max(progress.step + 1, round(progress.step * budget / progress.seconds))
 
-    def _speed_so_far(self) -> float:
-        """Return the updates per second in the measured stretch."""
-        assert self._speed_from is not None
-        progress, (step, seconds) = self.run.progress, self._speed_from
+    def _speed_since(self, step: int, seconds: float) -> float:
+        """Return the updates per second since a step, after so many seconds of training.
+
+        Validations are left out: with none or several in a stretch, no stretch would be typical.
+        """
+        progress = self.run.progress
         return (progress.step - step) / max(1e-9, progress.training_seconds - seconds)
+
+    def _measured_speed(self) -> float:
+        """Return the updates per second since ``watch_speed`` began to measure."""
+        assert self._speed_from is not None
+        return self._speed_since(self._speed_from.step, self._speed_from.training_seconds)
 
     def _guessed_speed(self) -> float:
         """Return the updates per second that are expected before any are measured."""
@@ -243,19 +247,17 @@ class Planner:
     def _speed_since_plan(self) -> tuple[float, float]:
         """Return the updates per second since the last plan, and the seconds since then.
 
-        Validations are left out: with none or several in a stretch, no stretch would be typical.
-        So is, after a resume, all before the sitting is warm: a stop must not look like a change
-        of speed. Until then the seconds are 0.
+        After a resume all before the sitting is warm is left out: a stop must not look like a
+        change of speed. Until then the seconds are 0.
         """
         progress, warm = self.run.progress, self._warm_from
-        step, since = progress.planned_at_step, progress.planned_at_seconds
+        step, seconds = progress.planned_at_step, progress.planned_at_seconds
         assert step is not None, "nothing is planned yet"
-        is_warm = warm is not None and progress.step > warm[0]
-        if warm is not None and is_warm and warm[0] > step:
-            step, since = warm
-        seconds = progress.training_seconds - since
-        speed = (progress.step - step) / max(1e-9, seconds)
-        return speed, seconds if is_warm else 0.0
+        if warm is None or progress.step <= warm.step:
+            return self._speed_since(step, seconds), 0.0
+        if warm.step > step:
+            step, seconds = warm.step, warm.training_seconds
+        return self._speed_since(step, seconds), progress.training_seconds - seconds
 
     def _affordable_steps(self, speed: float) -> int:
         """Return the run's total updates if it is to end with its minutes, validations included."""
