@@ -60,18 +60,20 @@ def _quoted(text: str, closed_by: Mapping[str, str], closing: str) -> list[float
     close show that it begins inside three.
     """
     values: list[float] = []
-    told, before = bool(closing), ""
+    straight, before, is_told = closed_by['"'], "", bool(closing)
     last_three = text.rfind(_THREE)
     for found in _READ.finditer(text):
         mark, kind = found[0], found.lastgroup
-        if mark == _THREE and not closing and kind != "closes" and found.start() == last_three:
-            closing = closed_by['"']  # nothing closes them: an empty line does, at the latest
-        elif mark == _THREE:
-            if closing in ("", _THREE, closed_by['"']):
-                if not told and closing == {"closes": "", "opens": _THREE}.get(f"{kind}"):
+        if mark == _THREE and closing in ("", _THREE, straight):
+            opens = kind == "opens" or (kind == "either" and not closing)
+            if kind != "either" and not is_told:
+                is_told = True
+                if closing == (_THREE if opens else ""):
                     return _quoted(text, closed_by, _THREE)
-                told = told or kind != "either"
-                closing = "" if kind == "closes" or (kind == "either" and closing) else _THREE
+            if opens and not closing and found.start() == last_three:
+                closing = straight  # nothing closes them: an empty line does, at the latest
+            else:
+                closing = _THREE if opens else ""
         elif closing != _THREE:
             if mark in closing or mark == before == "\n":
                 closing = ""
