@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -103,60 +104,64 @@ def truncation(
         UsageError: the text is too short for a window.
     """
     length = (len(ids) - 1) // LANES
-    if max(windows, default=1) > length:
-        raise UsageError(
-            f"--bptt {max(windows)} is longer than what is inspected: {LANES} lanes of {length:,} "
-            f"characters; it takes a text, and --characters, of {LANES * max(windows) + 1:,}"
-        )
-    if not windows:
-        windows = _powers(min(longest, length), loss_last or 0)
-        if loss_last and not windows:
-            raise UsageError(
-                f"--loss-last {loss_last} does not fit any window of the inspected text, {LANES} "
-                f"lanes of {length:,} characters: give a smaller one, or a window with --bptt"
-            )
+    compared = _windows(windows, length, loss_last, longest)
     # Skip what any window reads before the first prediction that counts; then up to as much as the
     # longest window again, so that there is something to truncate.
-    skipped, most = max((T - (loss_last or T) for T in windows), default=0), max(windows, default=1)
+    most = max((T for T, _ in compared), default=1)
+    skipped = max((T - last for T, last in compared), default=0)
     skipped += min(most, max(0, length - skipped - most))
     counted = min(max(longest, most), length - skipped)
     x_TB, y_TB = _lanes(model, ids, skipped + counted)
-    at_once = (skipped + counted, counted)  # a window of all time steps; what counts
 
-    def in_windows(bptt: int, last: int) -> Callable[[], Tensor]:
-        before = warmed(model, x_TB[: skipped + last - bptt])  # not timed
-        return lambda: _by_windows(model, x_TB, y_TB, before, skipped, bptt, last)
+    def gradient(bptt: int, last: int, lanes: slice = slice(None)) -> Callable[[], Tensor]:
+        """Return what computes the gradient of the predictions that count, by windows."""
+        before = warmed(model, x_TB[: skipped + last - bptt, lanes])  # not timed
+        read = x_TB[:, lanes], y_TB[:, lanes]
+        return partial(_by_windows, model, *read, before, skipped, bptt, last)
 
-    full = in_windows(*at_once)()
-    _, seconds = _timed(in_windows(counted, counted), model)
-    halves = [
-        _by_windows(
-            model, x_TB[:, half], y_TB[:, half], model.initial_hidden(LANES // 2), skipped, *at_once
-        )
-        for half in (slice(0, LANES // 2), slice(LANES // 2, LANES))
-    ]
-
-    def compared(bptt: int, last: int, gradient: Tensor, seconds: float) -> Window:
+    def measured(bptt: int, last: int, found: Tensor, seconds: float) -> Window:
         return Window(
             bptt=bptt,
             loss_last=last if last < bptt else None,
-            angle=_degrees(gradient, full),
-            size=float(gradient.norm() / full.norm()),
+            angle=_degrees(found, full),
+            size=float(found.norm() / full.norm()),
             seconds_per_character=seconds / (counted * LANES),
             bytes=_kept(model, x_TB[:bptt], y_TB[:bptt], last),
         )
 
-    def measure(bptt: int, last: int) -> Window:
-        return compared(bptt, last, *_timed(in_windows(bptt, last), model))
-
+    at_once = (skipped + counted, counted)  # a window of all time steps; what counts
+    full = gradient(*at_once)()
+    _, seconds = _timed(gradient(counted, counted), model)
+    halves = (slice(0, LANES // 2), slice(LANES // 2, LANES))
     return Truncation(
         weights=weights,
         lanes=LANES,
         characters=counted * LANES,
-        full=compared(*at_once, full, seconds),
-        between_halves=_degrees(*halves),
-        windows=tuple(measure(T, min(T, loss_last or T)) for T in windows),
+        full=measured(*at_once, full, seconds),
+        between_halves=_degrees(*(gradient(*at_once, half)() for half in halves)),
+        windows=tuple(measured(T, last, *_timed(gradient(T, last), model)) for T, last in compared),
     )
+
+
+def _windows(
+    wished: Sequence[int], length: int, loss_last: int | None, longest: int
+) -> list[tuple[int, int]]:
+    """Return the windows to compare on a lane: how long each is, and how much of its end counts.
+
+    Arguments are those of ``truncation``, and the lane's length.
+    """
+    if max(wished, default=1) > length:
+        raise UsageError(
+            f"--bptt {max(wished)} is longer than what is inspected: {LANES} lanes of {length:,} "
+            f"characters; it takes a text, and --characters, of {LANES * max(wished) + 1:,}"
+        )
+    lengths = wished or _powers(min(longest, length), loss_last or 0)
+    if loss_last and not lengths:
+        raise UsageError(
+            f"--loss-last {loss_last} does not fit any window of the inspected text, {LANES} "
+            f"lanes of {length:,} characters: give a smaller one, or a window with --bptt"
+        )
+    return [(T, loss_last or T) for T in lengths]
 
 
 def _powers(length: int, last: int) -> list[int]:
