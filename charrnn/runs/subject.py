@@ -24,7 +24,7 @@ from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.inference.assessment import OfRun
 from charrnn.layout import BESIDE, BEST, LAST, PLAN, step_of_generation
 from charrnn.network.model import CharModel
-from charrnn.runs.run import Progress
+from charrnn.runs.run import Progress, RunSummary
 from charrnn.runs.status import summary_of
 from charrnn.storage.checkpoint import Checkpoint, NoCheckpointError, read_description
 from charrnn.storage.reading import (
@@ -175,11 +175,7 @@ class Subject:
         }
 
     def of_run(self) -> OfRun | None:
-        """Return what tells its run from others; None: the checkpoint does not say.
-
-        What follows from the plan is not part of a setting, as it may differ from seed to seed: a
-        plan in minutes depends on the speed. Nor is where the text was.
-        """
+        """Return what tells its run from others; None: the checkpoint does not say."""
         name, own = self.file.name, self.checkpoint
         kept_at, newest = step_of_generation(name), own
         if name in (BEST, LAST) or kept_at is not None:  # in its run's folder, by all appearances
@@ -190,22 +186,10 @@ class Subject:
             run = summary_of(newest, self.model, self.vocabulary)
         except CheckpointError:
             return None
-        values = self.model.config.to_dict() | run.config.to_dict()
-        for field, by_plan in BY_PLAN.items():
-            if values[by_plan]:
-                del values[field]
-        seed = values.pop("seed")
-        del values["warmup_steps"]  # a plan of few updates shortens it
-        text = run.text
-        read = (text.fingerprint, text.valid_fingerprint, text.encoding)
         # The best by validation, the last, or one kept after so many steps.
-        which = [own.is_state and kept_at is None, kept_at]
-        # Another budget, given when the run had come so far: the rate rises again there.
-        if run.config.minutes is None and (since := run.progress.planned_at_step):
-            which.append(since)
-        given = json.dumps([values, *read, text.train, text.valid, text.test, *which])
+        setting = _setting(run, own.is_state and kept_at is None, kept_at)
         is_unfinished = not run.is_finished and (own.is_state or newest is not own)
-        return OfRun(seed, hashlib.sha256(given.encode()).hexdigest()[:16], step, is_unfinished)
+        return OfRun(run.config.seed, setting, step, is_unfinished)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -224,6 +208,29 @@ class Subject:
             | dict.fromkeys(run, "a file of the run")
             | {plan: "the comparison's plan"}
         )
+
+
+def _setting(run: RunSummary, *which: int | None) -> str:
+    """Return a fingerprint of what a run was given, but for the seed and where the text was.
+
+    What follows from the plan is left out, as it may differ from seed to seed: a plan in minutes
+    depends on the speed.
+
+    Args:
+        run: as the newest checkpoint has it.
+        which: what tells apart the models that it saved.
+    """
+    values, text = run.shape.to_dict() | run.config.to_dict(), run.text
+    for field, by_plan in BY_PLAN.items():
+        if values[by_plan]:
+            del values[field]
+    del values["seed"], values["warmup_steps"]  # a plan of few updates shortens the warm-up
+    read = [text.fingerprint, text.valid_fingerprint, text.encoding]
+    given = [values, *read, text.train, text.valid, text.test, *which]
+    # Another budget, given when the run had come so far: the rate rises again there.
+    if run.config.minutes is None and (since := run.progress.planned_at_step):
+        given.append(since)
+    return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:16]
 
 
 def validated_on(checkpoint: Checkpoint) -> tuple[str, tuple[int, int]] | None:
