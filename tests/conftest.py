@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import io
 import json
 import os
@@ -100,6 +101,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ENVIRONMENT["CUDA_VISIBLE_DEVICES"] = ""
     if not config.pluginmanager.is_registered(promises):  # by -p
         config.pluginmanager.register(promises)
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the tests: it would go through all of them again and again."""
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -275,6 +281,13 @@ def compiles(*options: str) -> bool:
 
 
 needs_compiler = pytest.mark.skipif(not compiles(), reason="no C compiler with OpenMP")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_power_cut() -> Iterator[None]:
+    """Do not wait for the disk in this process: no test cuts the power. Other processes do wait."""
+    with mock.patch.object(os, "fsync", os.fstat):  # which refuses what is no open file, too
+        yield
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import shutil
 import tempfile
@@ -53,7 +52,6 @@ def soon_over(folder: Path, short_samples: None, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         charrnn.inference.sampling, "sample", lambda *args: itertools.islice(real_sample(*args), 20)
     )
-    monkeypatch.setattr(os, "fsync", lambda _fd: None)  # nothing here has to survive a crash
     give_memory(monkeypatch, 16_000)  # the same on every machine
     (folder / "here").mkdir(exist_ok=True)
     monkeypatch.chdir(folder / "here")
