@@ -11,6 +11,7 @@ import os
 import random
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -281,6 +282,17 @@ def compiles(*options: str) -> bool:
 
 
 needs_compiler = pytest.mark.skipif(not compiles(), reason="no C compiler with OpenMP")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def remembering_compiler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let processes that tests start compile the same C with the same options only once."""
+    if found := compiler.find_compiler():
+        script, kept = ROOT / "tests" / "remembering-cc", tmp_path_factory.mktemp("compiled")
+        with mock.patch.dict(ENVIRONMENT, CC=shlex.join(["sh", str(script), str(kept), *found])):
+            yield
+    else:
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
