@@ -288,10 +288,9 @@ class TestDifferences:
                 cell: list(draw.normal(apart * (cell == "rnn"), spread, 3))
                 for cell, spread in zip(CELL_NAMES, spreads, strict=True)
             }
-            comparison = compared(nats)
             found += differ([*nats.values()]) and any(
                 pair.supported and (not apart or "rnn" not in (pair.better, pair.worse))
-                for pair in comparison.differences
+                for pair in compared(nats).differences
             )
         assert 0.02 < found / times < 0.065
 
