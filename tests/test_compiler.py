@@ -310,9 +310,17 @@ def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[
         ("train {prose} --run {run}", compiler.TRAINING),
         ("train {prose} --run {run} --device cuda", ()),
         ("compare {prose} --run {run} --cell gru --seeds 1", compiler.TRAINING),
+        (
+            "compare {prose} --run {run} --cell gru --seeds 1 --report {run}.html",
+            (*compiler.TRAINING, *compiler.SAMPLING),
+        ),
         ("inspect {trained} --part valid", compiler.TRAINING),
         ("inspect {trained}", ()),
         ("evaluate {trained} --part valid", compiler.SCORING),
+        (
+            "evaluate {trained} --part valid --report {run}.html",
+            (*compiler.SCORING, *compiler.SAMPLING),
+        ),
         ("sample {trained} --length 2", compiler.SAMPLING),
     ],
 )

@@ -196,7 +196,7 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
                     raise Interrupted
             return Scores(losses() * part.characters, part.characters, 0, part.characters, 0.1)
 
-        def sample(*_: object) -> list[object]:
+        def sample(*_: object, compiled: bool) -> list[object]:
             world.spend(world.sample)
             return []
 

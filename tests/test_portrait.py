@@ -142,7 +142,7 @@ def test_a_portrait_of_a_model_of_bytes_shows_what_its_text_is_made_of(
     """Also carriage returns that no line feed follows."""
     monkeypatch.setattr("charrnn.views.portrait.SAMPLE", replace(SAMPLE, length=3))
     part = make_part(tmp_path, "é\rb\r\nc\r".encode(), "bytes")
-    model = make_model("gru", layers=1, vocabulary=256)
+    model = make_model("gru", layers=1, vocabulary=256).float()
     _, _, checkpoint = load_model(trained, torch.device("cpu"))
     drawn = portray("x", checkpoint, model, Vocabulary.of_bytes(), part, inspection())
     assert drawn.run.of_bytes

@@ -1179,12 +1179,12 @@ def test_a_sample_that_cannot_be_drawn_ends_no_training(
     """The losses are finite; only the sample's predictions are not."""
     run = start_run(steps=9, validate_every=3)
 
-    def drawn(model: CharModel, *of: Any) -> Iterator[Piece]:
+    def drawn(model: CharModel, *of: Any, compiled: bool) -> Iterator[Piece]:
         if run.progress.step == 6:
             model = CharModel(model.config)
             for weight in model.state_dict().values():
                 weight.copy_(weight.sign() * 3e38)
-        return sample(model, *of)
+        return sample(model, *of, compiled=compiled)
 
     monkeypatch.setattr(training, "sample", drawn)
     *events, finished = train(run)
@@ -1285,7 +1285,7 @@ def test_the_sample_shown_is_that_of_the_seed(start_run: StartRun) -> None:
     run = start_run(steps=2, seed=7)
     *_, shown = only(list(train(run)), Sampled)
     config = SampleConfig(length=training.SHOWN_LENGTH, temperature=0.8, seed=7)
-    pieces = sample(run.model, run.vocabulary, None, config)
+    pieces = sample(run.model, run.vocabulary, None, config, compiled=False)
     assert shown.text == run.vocabulary.decode([symbol for _, symbol in pieces])
 
 

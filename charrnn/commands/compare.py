@@ -189,9 +189,10 @@ def compare(
         refuse_output_in_text((*(texts or ()), *(valid or ())))
         folder = run or options.default_run(texts or (), "compare")
 
-    from charrnn.compute.compiler import TRAINING, compiling
+    from charrnn.compute.compiler import SAMPLING, TRAINING, compiling
 
-    with StopSignals() as stop, compiling(TRAINING, device):
+    called = TRAINING if report is None else (*TRAINING, *SAMPLING)
+    with StopSignals() as stop, compiling(called, device):
         import_numpy()
         from charrnn.commands.watching import watch_comparison
         from charrnn.views.score_view import print_comparison

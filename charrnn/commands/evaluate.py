@@ -137,11 +137,12 @@ def evaluate(
                 f"--report and --per-char both write {shown(report)}: give another file"
             )
 
-    from charrnn.compute.compiler import SCORING, compiling
+    from charrnn.compute.compiler import SAMPLING, SCORING, compiling
 
+    called = SCORING if report is None else (*SCORING, *SAMPLING)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())  # so that nothing is left behind
-        stack.enter_context(compiling(SCORING, device))
+        stack.enter_context(compiling(called, device))
 
         import_numpy()
         from charrnn.commands.watching import watch_scoring

@@ -141,11 +141,13 @@ def inspect(
     if report is not None:
         check_report(report)
 
-    from charrnn.compute.compiler import TRAINING, compiling
+    from charrnn.compute.compiler import SAMPLING, TRAINING, compiling
 
+    # Gradients take all that training does.
+    called = TRAINING if report is None else (*TRAINING, *SAMPLING)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())  # so that nothing is left behind
-        stack.enter_context(compiling(TRAINING, device))  # gradients take all that training does
+        stack.enter_context(compiling(called, device))
 
         import_numpy()
         from charrnn.analysis.activity import Unit

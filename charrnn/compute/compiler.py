@@ -29,7 +29,8 @@ from threading import Lock
 from charrnn.compute.processor import cpu_facts
 from charrnn.wording import shown
 
-#: What training on a CPU calls, in the order in which it does, and what scoring and sampling call.
+#: What training on a CPU calls, in the order in which it does, and what scoring and sampling call;
+#: a report has samples.
 TRAINING, SCORING, SAMPLING = ("recurrence.c", "passes.c"), ("recurrence.c",), ("step.c",)
 
 _OPTIONS = [

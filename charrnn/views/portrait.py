@@ -123,7 +123,7 @@ def portray(
         drawing = copy.deepcopy(model).cpu()
     try:
         with unwarned():
-            pieces = [*sample(drawing, vocabulary, None, SAMPLE, compiled=False)]
+            pieces = [*sample(drawing, vocabulary, None, SAMPLE)]
     except NonFiniteError as error:
         raise NonFiniteError(f"{name}: {error}") from error
     return Portrait(
