@@ -589,6 +589,7 @@ class TestBadInput:
             "limit), or there is too little memory (ulimit -v)\n"
         )
         assert result.code == 1
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
     def test_a_python_without_a_module_of_its_own(
         self, stopped_by: Callable[[Exception], str]

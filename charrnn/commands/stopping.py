@@ -11,6 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 
 class Stopped(BaseException):
@@ -37,20 +38,19 @@ class StopSignals:
         #: Files to remove at the end, or before a second signal ends the process.
         self.removed: list[Path] = []
         self._deferred = False
+        self._before: dict[signal.Signals, Any] = {}
         self.pause_is_due = False
         """Whether a Ctrl-Z waits for ``pause``."""
 
     def __enter__(self) -> StopSignals:
-        self._before = {
-            number: signal.signal(number, self._note)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            if signal.getsignal(number) is not signal.SIG_IGN  # as nohup asks for
-        }
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._watcher = threading.Thread(target=self._leave_on_second, daemon=True)
-        self._watcher.start()
+        self._watcher.start()  # first: the system may refuse it
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks for
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
