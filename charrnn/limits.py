@@ -51,18 +51,18 @@ def allowed_cores(root: Path = Path("/")) -> int | None:
                 quota, period = map(int, said.split())
                 if quota > 0 and period > 0:
                     limits.append(max(1, quota // period))
-    cores = _cores()
-    least = min(limits, default=cores)
+    mine = cores()
+    least = min(limits, default=mine)
     # A limit that allows all cores is none: left alone, torch skips each core's second thread.
-    if least < cores:
+    if least < mine:
         return least
     # On ARM torch (up to 2.13) counts all of the machine's, even if this process may not use them:
     # https://github.com/pytorch/pytorch/issues/193859
-    is_fewer = platform.machine() == "aarch64" and cores < (os.cpu_count() or cores)
-    return cores if is_fewer else None
+    is_fewer = platform.machine() == "aarch64" and mine < (os.cpu_count() or mine)
+    return mine if is_fewer else None
 
 
-def _cores() -> int:
+def cores() -> int:
     """Return how many cores there are for this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -90,7 +90,7 @@ def openmp(environ: Mapping[str, str]) -> dict[str, str]:
     asked = environ.get("OMP_NUM_THREADS")
     threads = allowed_cores() if asked is None else _whole(asked.partition(",")[0])
     if (most := _whole(environ.get("OMP_THREAD_LIMIT", ""))) is not None:
-        threads = min(most, threads or _cores())
+        threads = min(most, threads or cores())
         asked = None
     if threads is not None:
         if asked is None:

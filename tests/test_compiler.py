@@ -45,6 +45,7 @@ def asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget during the test what this process has compiled."""
     monkeypatch.setattr(library, "_made", {})
     monkeypatch.setattr(compiler, "_taken", set())
+    monkeypatch.setattr(compiler, "_has_second_core", lambda: True)
 
 
 @pytest.mark.usefixtures("temporary", "asked_anew")
@@ -360,9 +361,10 @@ def test_what_is_compiled_ahead_is_loaded_once_and_removed_then(
     assert steps.steps() is made
 
 
-@pytest.mark.usefixtures("temporary", "asked_anew")
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.usefixtures("asked_anew")
 def test_what_nobody_waits_for_is_ended_with_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    at_once: bool, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what would have been compiled next never begins."""
     lives = tmp_path / "lives"
@@ -371,12 +373,28 @@ def test_what_nobody_waits_for_is_ended_with_the_command(
     says = f"exec 9>{lives}\necho >>{tmp_path}/runs\nexec sleep 60"
     monkeypatch.setenv("CC", shlex.join(script(tmp_path / "cc", says)))
     began = time.monotonic()
-    with compiler.compiling(compiler.TRAINING, "auto"):
+    with compiler.compiling(compiler.TRAINING, "auto") as end:
         while not (tmp_path / "runs").exists():
             assert time.monotonic() < began + PATIENCE
             time.sleep(0.01)
+        if at_once:  # as before a second signal ends the process
+            end()
+            assert (os.read(reader, 1), [*temporary.iterdir()]) == (b"", [])
     assert time.monotonic() < began + PATIENCE
     assert (tmp_path / "runs").read_text() == "\n"
     assert not compiler._ahead
     assert os.read(reader, 1) == b"", "no process holds the other end"
     os.close(reader)
+
+
+@pytest.mark.usefixtures("temporary")
+def test_nothing_is_begun_where_torch_would_have_to_share_the_only_core(
+    noted: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "_taken", set())
+    for allowed, mine in ((1, 8), (None, 1)):
+        monkeypatch.setattr(compiler, "allowed_cores", lambda allowed=allowed: allowed)
+        monkeypatch.setattr(compiler, "cores", lambda mine=mine: mine)
+        with compiler.compiling(compiler.TRAINING, "auto"):
+            assert not compiler._ahead
+    assert noted() == []

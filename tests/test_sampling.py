@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from charrnn.compute.steps import Steps, steps
 from charrnn.config import CellName, ModelConfig, SampleConfig, WeightsName
 from charrnn.errors import NonFiniteError, VocabularyError
 from charrnn.inference import sampling
@@ -326,8 +327,10 @@ class TestSample:
         for index, _ in enumerate(
             sample(make_model(), VOCABULARY, np.array([1]), SampleConfig(length=5))
         ):
-            assert len(steps) == 1 + index, "one for the prompt"
-        assert len(steps) == 5, "nothing is computed after the last"
+            if not index:
+                steps.clear()  # those of the prompt
+            assert len(steps) == index
+        assert len(steps) == 4, "nothing is computed after the last"
 
     @pytest.mark.usefixtures("engine")
     def test_never_gives_the_unknown_symbol(self) -> None:
@@ -405,7 +408,7 @@ class TestSample:
             move_elsewhere(monkeypatch)
         ended = texts(model, words, "b", config)
         assert ended == [text[:length] for text, length in zip(whole, lengths, strict=True)]
-        # On a CPU the prompt is read in one lane.
+        # On a CPU the prompt is read in steps, of one lane.
         assert made == (expected if elsewhere else [1, *expected])
 
     @pytest.mark.parametrize(("count", "weights"), [(1, "fp32"), (1, "int8"), (2, "fp32")])
@@ -419,7 +422,8 @@ class TestSample:
         config = SampleConfig(length=20, count=count, weights=weights)
         again = texts(model, words, "abba", config)
         assert arranged.call_count == (1 if (count, weights) == (1, "fp32") else 2)
-        monkeypatch.setattr(sampling, "PROMPT_WINDOW", 3)
+        for name in ("PROMPT_WINDOW", "SHORT_PROMPT"):
+            monkeypatch.setattr(sampling, name, 3)
         assert weights != "fp32" or texts(model, words, "abba", config) == again
 
     @pytest.mark.parametrize("count", [1, 3])
@@ -430,7 +434,8 @@ class TestSample:
         prompt = "abcdefg\n" * 5
         config = SampleConfig(length=20, count=count)
         by_characters = texts(model, words, prompt, config)
-        monkeypatch.setattr("charrnn.inference.sampling.PROMPT_WINDOW", len(prompt) - 1)
+        for name in ("PROMPT_WINDOW", "SHORT_PROMPT"):
+            monkeypatch.setattr(sampling, name, len(prompt) - 1)
         assert texts(model, words, prompt, config) == by_characters
         monkeypatch.setattr("charrnn.inference.sampling.PROMPT_WINDOW", 7)
         assert texts(model, words, prompt, config) == by_characters
@@ -448,18 +453,26 @@ class TestSample:
         assert texts(model, words, "abba", config) == expected
 
     @pytest.mark.parametrize("waits", [True, False])
-    def test_a_short_prompt_needs_no_loops_and_a_short_sample_no_compiler(
-        self, cell: CellName, waits: bool, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("more", [0, 1])
+    def test_a_short_prompt_needs_no_loops(
+        self, cell: CellName, waits: bool, more: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        """How short depends on the steps; a sample that must not wait asks for none in C."""
         asked: list[str] = []
+        in_c = steps()
+
+        def ask_steps() -> Steps | None:
+            asked.append("steps")
+            return in_c
+
         monkeypatch.setattr("charrnn.compute.recurrence.loops", lambda: asked.append("loops"))
-        monkeypatch.setattr(sampling, "steps", lambda: asked.append("steps"))
+        monkeypatch.setattr(sampling, "steps", ask_steps)
         model, words = make_model(cell), VOCABULARY
-        for more in (0, 1):
-            prompt = words.encode("a" * (sampling.PROMPT_WINDOW + more))
-            config = SampleConfig(length=20)
-            assert len([*sample(model, words, prompt, config, compiled=waits)]) == 20
-            assert {*asked} == ({"steps"} if waits else set()) | ({"loops"} if more else set())
+        most = sampling.PROMPT_WINDOW if waits and in_c else sampling.SHORT_PROMPT
+        prompt = words.encode("a" * (most + more))
+        config = SampleConfig(length=20)
+        assert len([*sample(model, words, prompt, config, compiled=waits)]) == 20
+        assert {*asked} == {*(["steps"] if waits else []), *(["loops"] if more else [])}
 
     @pytest.mark.parametrize("weights", get_args(WeightsName))
     @pytest.mark.usefixtures("engine")

@@ -19,7 +19,7 @@ from charrnn.commands.reporting import (
     show_and_report,
 )
 from charrnn.commands.stdio import say, waits_unread
-from charrnn.commands.stopping import Stopped, StopSignals, import_numpy
+from charrnn.commands.stopping import Stopped, compiling
 from charrnn.config import BUDGETS, DeviceName, MatchName
 from charrnn.errors import CorpusError, UsageError
 from charrnn.layout import PLAN
@@ -189,14 +189,14 @@ def compare(
         refuse_output_in_text((*(texts or ()), *(valid or ())))
         folder = run or options.default_run(texts or (), "compare")
 
-    from charrnn.compute.compiler import SAMPLING, TRAINING, compiling
+    from charrnn.compute.compiler import SAMPLING, TRAINING
 
     called = TRAINING if report is None else (*TRAINING, *SAMPLING)
-    with StopSignals() as stop, compiling(called, device):
-        import_numpy()
-        from charrnn.commands.watching import watch_comparison
-        from charrnn.views.score_view import print_comparison
-        from charrnn.views.terminal import to_json
+    with compiling(called, device) as stop:
+        with stop.loading():
+            from charrnn.commands.watching import watch_comparison
+            from charrnn.views.score_view import print_comparison
+            from charrnn.views.terminal import to_json
 
         where = _device(device, plan, folder)
         if not resume:

@@ -18,7 +18,7 @@ from charrnn.commands.reporting import (
     show_and_report,
 )
 from charrnn.commands.stdio import say, say_where, spooled
-from charrnn.commands.stopping import StopSignals, import_numpy
+from charrnn.commands.stopping import compiling
 from charrnn.config import EvaluateConfig, TextSource
 from charrnn.disk import followed, opened
 from charrnn.errors import CorpusError, UsageError
@@ -137,21 +137,20 @@ def evaluate(
                 f"--report and --per-char both write {shown(report)}: give another file"
             )
 
-    from charrnn.compute.compiler import SAMPLING, SCORING, compiling
+    from charrnn.compute.compiler import SAMPLING, SCORING
 
     called = SCORING if report is None else (*SCORING, *SAMPLING)
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopSignals())  # so that nothing is left behind
-        stack.enter_context(compiling(called, device))
+        stop = stack.enter_context(compiling(called, device))
 
-        import_numpy()
-        from charrnn.commands.watching import watch_scoring
-        from charrnn.compute.device import choose_device
-        from charrnn.inference.assessment import refuse_non_finite
-        from charrnn.inference.ranking import to_list
-        from charrnn.runs.subject import fact_lines, load_subjects
-        from charrnn.views.score_view import print_assessments
-        from charrnn.views.terminal import to_json
+        with stop.loading():
+            from charrnn.commands.watching import watch_scoring
+            from charrnn.compute.device import choose_device
+            from charrnn.inference.assessment import refuse_non_finite
+            from charrnn.inference.ranking import to_list
+            from charrnn.runs.subject import fact_lines, load_subjects
+            from charrnn.views.score_view import print_assessments
+            from charrnn.views.terminal import to_json
 
         where = choose_device(device)
         subjects = load_subjects(

@@ -18,7 +18,7 @@ from charrnn.commands.reporting import (
     show_and_report,
 )
 from charrnn.commands.stdio import say, say_where, spooled
-from charrnn.commands.stopping import StopSignals, import_numpy
+from charrnn.commands.stopping import compiling, import_numpy
 from charrnn.config import MEASUREMENTS, InspectConfig, TextSource
 from charrnn.errors import UsageError
 from charrnn.wording import joined
@@ -141,22 +141,21 @@ def inspect(
     if report is not None:
         check_report(report)
 
-    from charrnn.compute.compiler import SAMPLING, TRAINING, compiling
+    from charrnn.compute.compiler import SAMPLING, TRAINING
 
     # Gradients take all that training does.
     called = TRAINING if report is None else (*TRAINING, *SAMPLING)
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopSignals())  # so that nothing is left behind
-        stack.enter_context(compiling(called, device))
+        stop = stack.enter_context(compiling(called, device))
 
-        import_numpy()
-        from charrnn.analysis.activity import Unit
-        from charrnn.commands.watching import watch_inspection
-        from charrnn.compute.device import choose_device
-        from charrnn.runs.subject import load_subjects
-        from charrnn.storage.trained import shape_of
-        from charrnn.views.inspection_view import print_inspection
-        from charrnn.views.terminal import to_json
+        with stop.loading():
+            from charrnn.analysis.activity import Unit
+            from charrnn.commands.watching import watch_inspection
+            from charrnn.compute.device import choose_device
+            from charrnn.runs.subject import load_subjects
+            from charrnn.storage.trained import shape_of
+            from charrnn.views.inspection_view import print_inspection
+            from charrnn.views.terminal import to_json
 
         where = choose_device(device)
         # A unit that the model lacks is refused before a long text is read.

@@ -8,7 +8,7 @@ import typer
 
 from charrnn.commands import options
 from charrnn.commands.stdio import read_prompt, say, say_where
-from charrnn.commands.stopping import StopSignals, import_numpy
+from charrnn.commands.stopping import compiling
 from charrnn.config import SampleConfig, UnknownName, WeightsName
 from charrnn.errors import UsageError
 
@@ -76,23 +76,22 @@ def sample(
     if as_json and length == 0:
         raise UsageError("--length 0 never ends: leave out --json")
 
-    from charrnn.compute.compiler import SAMPLING, compiling, find_compiler
+    from charrnn.compute.compiler import SAMPLING, find_compiler
 
-    # StopSignals, so that a compiler that is running is ended, too.
-    with StopSignals(), compiling(SAMPLING, device):
-        import_numpy()
-        from charrnn.compute.device import choose_device
-        from charrnn.compute.products import why_none
-        from charrnn.compute.steps import Steps
-        from charrnn.inference.sampling import encode_stop, prepare_prompt, unwarned
-        from charrnn.inference.sampling import sample as draw
-        from charrnn.storage.trained import load_model
-        from charrnn.views.sample_view import (
-            collect,
-            print_as_json,
-            print_as_made,
-            print_samples,
-        )
+    with compiling(SAMPLING, device) as signals:
+        with signals.loading():
+            from charrnn.compute.device import choose_device
+            from charrnn.compute.products import why_none
+            from charrnn.compute.steps import Steps
+            from charrnn.inference.sampling import encode_stop, prepare_prompt, unwarned
+            from charrnn.inference.sampling import sample as draw
+            from charrnn.storage.trained import load_model
+            from charrnn.views.sample_view import (
+                collect,
+                print_as_json,
+                print_as_made,
+                print_samples,
+            )
 
         where = choose_device(device)
         if config.weights != "fp32" and where.type != "cpu":
@@ -104,11 +103,11 @@ def sample(
         ids, note = prepare_prompt(read_prompt(prompt, vocabulary), vocabulary, unknown)
         if note:
             say(note)
+        ending = encode_stop(vocabulary, config.stop)
         if config.weights != "fp32" and not find_compiler():
             say(f"note: without a C compiler --weights {config.weights} is no faster")
         elif config.weights != "fp32" and (why := why_none(Steps, config.weights)):
             say(f"note: --weights {config.weights} is no faster here: {why}")
-        ending = encode_stop(vocabulary, config.stop)
         start = ids.tolist() if echo else []
         pieces = draw(model, vocabulary, ids, config)
         with unwarned():

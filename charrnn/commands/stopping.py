@@ -8,7 +8,8 @@ import signal
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,9 +23,10 @@ class StopSignals:
     """Handles SIGINT, SIGTERM and SIGHUP, so that they end a training in order.
 
     Before the training begins there is nothing to save, and a signal ends the command at
-    once. After ``defer`` the first signal is only noted, for the loop to stop between steps.
-    A second one, unless it is a SIGHUP, ends the process at once, even during a long matrix product
-    or save: a thread watches for it, because Python's handlers wait until such a call returns.
+    once, or when its libraries are loaded (``loading``). After ``defer`` the first signal is only
+    noted, for the loop to stop between steps. A second one, unless it is a SIGHUP, ends the process
+    at once, even during a long matrix product or save: a thread watches for it, because Python's
+    handlers wait until such a call returns.
 
     After ``defer_pauses``, SIGTSTP (Ctrl-Z) is likewise only noted, for ``pause``.
     """
@@ -37,7 +39,9 @@ class StopSignals:
         self.received: signal.Signals | None = None
         #: Files to remove at the end, or before a second signal ends the process.
         self.removed: list[Path] = []
-        self._deferred = False
+        #: What else to do before a second signal ends the process.
+        self.at_once: list[Callable[[], None]] = []
+        self._deferred = self._is_loading = False
         self._before: dict[signal.Signals, Any] = {}
         self.pause_is_due = False
         """Whether a Ctrl-Z waits for ``pause``."""
@@ -63,6 +67,22 @@ class StopSignals:
         self._watcher.join()
         os.close(self._reader)
         os.close(self._writer)
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Only note the first signal as long as libraries are imported.
+
+        Some of them swallow exceptions that are raised meanwhile, and go on with half of what they
+        imported, or end the process.
+
+        Raises:
+            Stopped: it has come; raised at the end.
+        """
+        self._is_loading = True
+        yield
+        self._is_loading = False
+        if self.received:
+            raise Stopped(self.received)
 
     def defer(self) -> None:
         """From now on only note the first signal.
@@ -106,7 +126,7 @@ class StopSignals:
         if self.received:
             return  # the command is ending already; if it takes long, the thread ends it
         self.received = signal.Signals(number)
-        if not self._deferred:
+        if not (self._deferred or self._is_loading):
             raise Stopped(number)
 
     def _note_pause(self, _number: int, _frame: FrameType | None) -> None:
@@ -129,6 +149,8 @@ class StopSignals:
             if now - first > self.SAME:
                 if sys.stderr.isatty():
                     os.write(2, b"\x1b[?25h\n")  # the live display had hidden the cursor
+                for end in self.at_once:
+                    end()
                 self._remove()
                 os._exit(128 + number)
 
@@ -136,6 +158,19 @@ class StopSignals:
         for path in self.removed:
             with suppress(OSError):  # go on if one cannot be removed
                 path.unlink()
+
+
+@contextmanager
+def compiling(names: Sequence[str], device: str) -> Iterator[StopSignals]:
+    """Handle signals, and compile meanwhile what a command will call, until the block ends.
+
+    Arguments are those of ``compiler.compiling``.
+    """
+    from charrnn.compute import compiler
+
+    with StopSignals() as stop, compiler.compiling(names, device) as end:
+        stop.at_once.append(end)
+        yield stop
 
 
 def import_numpy() -> None:

@@ -15,7 +15,7 @@ from charrnn.command_words import command_line
 from charrnn.commands import options
 from charrnn.commands.reporting import refuse_output_in_text
 from charrnn.commands.stdio import print_path, say, spooled, waits_unread
-from charrnn.commands.stopping import StopSignals, import_numpy
+from charrnn.commands.stopping import compiling
 from charrnn.config import BUDGETS, CellName, ModelConfig, TextChoices, TrainConfig
 from charrnn.errors import RunFolderError, UsageError
 from charrnn.wording import duration, shown
@@ -211,19 +211,18 @@ def train(
         refuse_output_in_text((*text.texts, *text.valid))
 
     command = command_line(["charrnn", *sys.argv[1:]])
-    from charrnn.compute.compiler import TRAINING, compiling
+    from charrnn.compute.compiler import TRAINING
 
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopSignals())
-        stack.enter_context(compiling(TRAINING, device))
+        stop = stack.enter_context(compiling(TRAINING, device))
 
-        import_numpy()
-        from charrnn.commands.watching import watch_run
-        from charrnn.compute.device import choose_device
-        from charrnn.runs.comparison_folder import refuse_comparison
-        from charrnn.runs.resuming import resume as resume_run
-        from charrnn.runs.starting import start as start_run
-        from charrnn.storage.runfolder import RunFolder
+        with stop.loading():
+            from charrnn.commands.watching import watch_run
+            from charrnn.compute.device import choose_device
+            from charrnn.runs.comparison_folder import refuse_comparison
+            from charrnn.runs.resuming import resume as resume_run
+            from charrnn.runs.starting import start as start_run
+            from charrnn.storage.runfolder import RunFolder
 
         if resume:
             assert run is not None

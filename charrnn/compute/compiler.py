@@ -1,10 +1,9 @@
 """C files of this package, compiled for the machine that they run on.
 
-A file is compiled by each process that needs it (a second at most), into a folder that is removed
-once the code is loaded: so the code always suits the processor, and no stale library is left
-behind. A command begins (``compiling``) before it imports torch, which takes as long; so where
-there are two cores, hardly anybody waits. Without a C compiler that has OpenMP, callers use numpy
-or torch instead.
+A file is compiled by each process that needs it (a second at most), in a folder that is removed at
+once: so the code always suits the processor, and no stale library is left behind. A command begins
+(``compiling``) before it imports torch, which takes as long; so where there are two cores, hardly
+anybody waits. Without a C compiler that has OpenMP, callers use numpy or torch instead.
 
 The environment variable CC names the compiler, as for make; ``CHARRNN_NATIVE=0`` turns
 compiling off.
@@ -19,7 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.resources import files
@@ -27,6 +26,7 @@ from pathlib import Path
 from threading import Lock
 
 from charrnn.compute.processor import cpu_facts
+from charrnn.limits import allowed_cores, cores
 from charrnn.wording import shown
 
 #: What training on a CPU calls, in the order in which it does, and what scoring and sampling call;
@@ -82,7 +82,7 @@ class NotCompiledError(Exception):
 
 
 class Build:
-    """A C file's way to a library, in a folder of its own; a context that ends with it.
+    """A C file's way to a library.
 
     Args:
         file: the file's name, in this package.
@@ -97,25 +97,16 @@ class Build:
         self.flaw: str | None = None
         self.compiler = shown(shlex.join(compiler))
         self._file, self._command, self._machine = file, compiler, machine
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._is_over = False
         self._starting = Lock()
-        self._begun: Future[Path] | None = None
-
-    def __enter__(self) -> Build:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-        if self._folder is not None:
-            self._folder.cleanup()
+        self._begun: Future[bytes] | None = None
 
     def begin(self, thread: Executor) -> None:
         """Compile the file in another thread."""
         self._begun = thread.submit(self._make)
 
-    def library(self) -> Path:
+    def library(self) -> bytes:
         """Return the library, as soon as it is made.
 
         Raises:
@@ -133,38 +124,40 @@ class Build:
                 os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()  # after a Ctrl-C Popen itself would not
 
-    def _make(self) -> Path:
-        march = f"-march={self._machine}"
-        attempts = [[march, _WIDE], [march], []]
-        if self._machine == "native" and _hides_sve():
-            attempts = [[]]
+    def _make(self) -> bytes:
         try:
-            self._folder = tempfile.TemporaryDirectory(
+            with tempfile.TemporaryDirectory(
                 prefix="charrnn-", ignore_cleanup_errors=True
-            )
-            folder = Path(self._folder.name)
-            # Copies: a compiler cannot read files inside a zipped package.
-            for source in (self._file, *_HEADERS):
-                (folder / source).write_bytes((files("charrnn.compute") / source).read_bytes())
-            library = folder / "library.so"
-            fixed = [*self._command, *_OPTIONS, str(folder / self._file), "-o", str(library)]
-            refusals: list[str] = []
-            for wishes in attempts:
-                complaint = self._complaint([*fixed, *wishes], folder)
-                if complaint is None:
-                    break
-                refusals.append(f": {shown(complaint)}" if complaint else "")
-            else:
-                raise NotCompiledError(f"{self.compiler} does not compile it{refusals[-1]}")
+            ) as folder:
+                return self._made_in(Path(folder))
         except subprocess.TimeoutExpired:
             raise NotCompiledError(f"{self.compiler} took more than {_COMPILE_SECONDS} s") from None
         except OSError as error:  # no such compiler, or the disk is full
             raise NotCompiledError(f"{self.compiler} cannot be used: {shown(error)}") from error
+
+    def _made_in(self, folder: Path) -> bytes:
+        march = f"-march={self._machine}"
+        attempts = [[march, _WIDE], [march], []]
+        if self._machine == "native" and _hides_sve():
+            attempts = [[]]
+        # Copies: a compiler cannot read files inside a zipped package.
+        for source in (self._file, *_HEADERS):
+            (folder / source).write_bytes((files("charrnn.compute") / source).read_bytes())
+        library = folder / "library.so"
+        fixed = [*self._command, *_OPTIONS, str(folder / self._file), "-o", str(library)]
+        refusals: list[str] = []
+        for wishes in attempts:
+            complaint = self._complaint([*fixed, *wishes], folder)
+            if complaint is None:
+                break
+            refusals.append(f": {shown(complaint)}" if complaint else "")
+        else:
+            raise NotCompiledError(f"{self.compiler} does not compile it{refusals[-1]}")
         if not wishes:
             self.flaw = "this processor has SVE2 without SVE, which gcc may not expect"
             if refusals:
                 self.flaw = f"{self.compiler} does not compile for this processor{refusals[-1]}"
-        return library
+        return library.read_bytes()
 
     def _complaint(self, command: Sequence[str], folder: Path) -> str | None:
         """Run a command silently, with its temporary files in a folder.
@@ -214,39 +207,51 @@ _taken: set[str] = set()
 
 
 @contextmanager
-def compiling(names: Sequence[str], device: str) -> Iterator[None]:
+def compiling(names: Sequence[str], device: str) -> Iterator[Callable[[], None]]:
     """Compile files in the background, one after the other, until the block ends.
 
-    Not at the same time: torch, which is imported meanwhile, would have to share its core.
+    Not at the same time: torch, which is imported meanwhile, would have to share its core. For the
+    same reason nothing is begun where there is only one.
 
     Args:
         names: the files, in the order in which they are needed; each is compiled once in a process.
         device: where the user wants to compute; on a GPU nothing that is compiled is called.
+
+    Yields:
+        What ends it at once, for a process that will not get to the block's end.
     """
-    compiler = find_compiler() if device in ("auto", "cpu") else []
+    compiler = find_compiler() if device in ("auto", "cpu") and _has_second_core() else []
     builds = {name: Build(name, compiler) for name in names if compiler and name not in _taken}
-    with ThreadPoolExecutor(max_workers=1) as thread:
+    thread = ThreadPoolExecutor(max_workers=1)
+
+    def end() -> None:
+        thread.shutdown(wait=False, cancel_futures=True)
+        for build in builds.values():
+            build.end()
+        thread.shutdown()
+
+    try:
         for build in builds.values():
             build.begin(thread)
         _ahead.update(builds)
-        try:
-            yield
-        finally:
-            _ahead.clear()
-            for build in builds.values():
-                build.end()
-            thread.shutdown(cancel_futures=True)
-            for build in builds.values():
-                build.__exit__()
+        yield end
+    finally:
+        for name in builds:
+            _ahead.pop(name, None)
+        end()
 
 
 def take(name: str) -> Build | None:
-    """Return the build of a file that was begun ahead, for the caller to end; None: there is none.
+    """Return the build of a file that was begun ahead; None: there is none.
 
     ``compiling`` does not compile it again.
     """
     _taken.add(name)
     return _ahead.pop(name, None)
+
+
+def _has_second_core() -> bool:
+    return (allowed_cores() or cores()) > 1
 
 
 def _hides_sve(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import torch
@@ -113,14 +115,17 @@ def compile_library(kind: type[_L], compiler: Sequence[str], machine: str = "nat
 
 
 def _load(kind: type[_L], build: Build) -> _L | str:
-    """Load what a build makes, and end it; return the library, or why there is none."""
-    with build:
-        try:
-            made = kind(ctypes.CDLL(str(build.library())))
-        except NotCompiledError as error:
-            return str(error)
-        except (OSError, AttributeError) as error:  # e.g. the folder is mounted noexec
-            compiler = build.compiler
-            return f"what {compiler} made cannot be loaded: {shown(error)}; TMPDIR names its folder"
-        made.flaw = build.flaw
-        return made
+    """Load what a build makes; return the library, or why there is none."""
+    try:
+        code = build.library()
+        with tempfile.TemporaryDirectory(prefix="charrnn-", ignore_cleanup_errors=True) as folder:
+            path = Path(folder) / "library.so"
+            path.write_bytes(code)
+            made = kind(ctypes.CDLL(str(path)))
+    except NotCompiledError as error:
+        return str(error)
+    except (OSError, AttributeError) as error:  # e.g. the folder is mounted noexec
+        compiler = build.compiler
+        return f"what {compiler} made cannot be loaded: {shown(error)}; TMPDIR names its folder"
+    made.flaw = build.flaw
+    return made

@@ -14,17 +14,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from charrnn.compute.steps import steps
+from charrnn.compute.steps import Steps, steps
 from charrnn.config import SampleConfig, UnknownName, WeightsName
 from charrnn.errors import NonFiniteError, VocabularyError
 from charrnn.inference.stepper import CompiledStepper, NumpyStepper
 from charrnn.network.model import CharModel, Hidden, take_lanes
 from charrnn.text.vocabulary import UNKNOWN, Ids, Vocabulary, listed
 
-#: Characters of a long prompt given to the model at a time. On a CPU a prompt that is no longer is
-#: read one character at a time, as the sample is: the loops that read faster have to be compiled
-#: first, which takes about as long.
+#: Characters of a long prompt given to the model at a time. Where steps are compiled, a prompt that
+#: is no longer is read in steps: the loops that read faster would have to be compiled, too, which
+#: takes about as long.
 PROMPT_WINDOW = 1024
+#: Up to this length numpy's steps read a prompt. They are slower.
+SHORT_PROMPT = 64
 #: Random numbers drawn from a stream at a time.
 DRAWS = 64
 #: Probabilities computed at a time, about: all those of 1,000 samples of 57,000 symbols would take
@@ -244,7 +246,8 @@ def _read(
     """Read a prompt in float32; return what reads on from there, and logits_V for the next one."""
     hidden = model.initial_hidden(1)
     device = model.device
-    if device.type == "cpu" and len(prompt) <= PROMPT_WINDOW:
+    most = SHORT_PROMPT if _compiled(model, compiled) is None else PROMPT_WINDOW
+    if device.type == "cpu" and len(prompt) <= most:
         stepper = _stepper(model, hidden, "fp32", compiled)
         for symbol_B in prompt.astype(np.int64)[:, None]:
             logits_BV = stepper.step(symbol_B)
@@ -267,10 +270,15 @@ def _stepper(model: CharModel, hidden: Hidden, weights: WeightsName, compiled: b
     """Return what reads each sample's next character, from a state on."""
     if model.device.type != "cpu":
         return _ModelStepper(model, hidden)
-    in_c = steps() if compiled else None
+    in_c = _compiled(model, compiled)
     if in_c is None:
         return NumpyStepper(model, hidden, weights)
     return CompiledStepper(in_c, model, hidden, weights)
+
+
+def _compiled(model: CharModel, compiled: bool) -> Steps | None:
+    """Return a step in C, if there is one for this model, and one may be waited for."""
+    return steps() if compiled and model.device.type == "cpu" else None
 
 
 class _ModelStepper:

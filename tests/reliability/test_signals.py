@@ -599,6 +599,77 @@ def test_a_signal_while_c_is_compiled_leaves_nothing(
     os.close(reader)
 
 
+def test_a_signal_while_libraries_are_loaded_is_not_lost() -> None:
+    """Whatever they do with exceptions: none is raised before they are there."""
+    swallowed = 0
+    with pytest.raises(Stopped), StopSignals() as stop, stop.loading():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:  # as torch does while it imports numpy
+            swallowed += 1
+    assert (swallowed, stop.received) == (0, signal.SIGTERM)
+    with StopSignals() as stop:
+        with stop.loading():
+            pass
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("sample", "--length", "0"), ("evaluate", "--part", "valid")])
+def test_a_signal_from_a_command_s_start_on_ends_it_and_leaves_nothing(
+    words: tuple[str, ...],
+    trained: Path,
+    tmp_path: Path,
+    process: Callable[..., subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """While it imports torch, C is compiled, or it has just begun; by the real compiler."""
+    monkeypatch.delitem(ENVIRONMENT, "CC")
+    command, *options = words
+    codes: Counter[int] = Counter()
+    for moment in range(15):
+        popen = process(command, trained, *options)
+        time.sleep(0.15 + moment / 9)
+        popen.send_signal(signal.SIGTERM)
+        codes[popen.wait(PATIENCE)] += 1
+        # One that came before the handlers were there began nothing.
+        assert not list(tmp_path.glob("charrnn-*"))
+    # An evaluation may be over before.
+    assert codes.keys() <= {143, -signal.SIGTERM} | ({0} if command == "evaluate" else set())
+    assert codes[143]
+
+
+def test_a_second_signal_while_c_is_compiled_leaves_nothing(
+    trained: Path,
+    tmp_path: Path,
+    process: Callable[..., subprocess.Popen[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A library that takes long to load keeps the first one waiting."""
+    compiler, lives = tmp_path / "cc", tmp_path / "lives"
+    os.mkfifo(lives)
+    reader = os.open(lives, os.O_RDONLY | os.O_NONBLOCK)
+    compiler.write_text(f"#!/bin/sh\nexec 9>{lives}\ntouch {tmp_path}/begun\nexec sleep 60\n")
+    compiler.chmod(0o755)
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    (slow / "numpy.py").write_text("import time\nwhile True:\n    time.sleep(9)\n")
+    monkeypatch.setitem(ENVIRONMENT, "CC", str(compiler))
+    path = os.pathsep.join([str(slow), *filter(None, [ENVIRONMENT.get("PYTHONPATH")])])
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", path)
+    popen = process("evaluate", trained, "--part", "valid")
+    wait_for((tmp_path / "begun").exists, "the compiler")
+    popen.send_signal(signal.SIGINT)
+    time.sleep(2 * StopSignals.SAME)
+    assert popen.poll() is None, "the first is only noted"
+    popen.send_signal(signal.SIGINT)
+    assert popen.wait(PATIENCE) == 130
+    assert not list(tmp_path.glob("charrnn-*"))
+    wait_for(lambda: is_closed(reader), "the end of the compiler")
+    os.close(reader)
+
+
 def test_a_signal_whose_exception_is_swallowed_ends_the_command_before_the_training() -> None:
     with StopSignals() as stop:
         with contextlib.suppress(Stopped):
