@@ -189,10 +189,9 @@ def compare(
         refuse_output_in_text((*(texts or ()), *(valid or ())))
         folder = run or options.default_run(texts or (), "compare")
 
-    from charrnn.compute.compiler import SAMPLING, TRAINING
+    from charrnn.compute.compiler import TRAINING
 
-    called = TRAINING if report is None else (*TRAINING, *SAMPLING)
-    with compiling(called, device) as stop:
+    with compiling(TRAINING, device, with_samples=report is not None) as stop:
         with stop.loading():
             from charrnn.commands.watching import watch_comparison
             from charrnn.views.score_view import print_comparison

@@ -137,11 +137,10 @@ def evaluate(
                 f"--report and --per-char both write {shown(report)}: give another file"
             )
 
-    from charrnn.compute.compiler import SAMPLING, SCORING
+    from charrnn.compute.compiler import SCORING
 
-    called = SCORING if report is None else (*SCORING, *SAMPLING)
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(compiling(called, device))
+        stop = stack.enter_context(compiling(SCORING, device, with_samples=report is not None))
 
         with stop.loading():
             from charrnn.commands.watching import watch_scoring

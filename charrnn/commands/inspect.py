@@ -18,7 +18,7 @@ from charrnn.commands.reporting import (
     show_and_report,
 )
 from charrnn.commands.stdio import say, say_where, spooled
-from charrnn.commands.stopping import compiling, import_numpy
+from charrnn.commands.stopping import StopSignals, compiling
 from charrnn.config import MEASUREMENTS, InspectConfig, TextSource
 from charrnn.errors import UsageError
 from charrnn.wording import joined
@@ -141,12 +141,11 @@ def inspect(
     if report is not None:
         check_report(report)
 
-    from charrnn.compute.compiler import SAMPLING, TRAINING
+    from charrnn.compute.compiler import TRAINING
 
     # Gradients take all that training does.
-    called = TRAINING if report is None else (*TRAINING, *SAMPLING)
     with contextlib.ExitStack() as stack:
-        stop = stack.enter_context(compiling(called, device))
+        stop = stack.enter_context(compiling(TRAINING, device, with_samples=report is not None))
 
         with stop.loading():
             from charrnn.analysis.activity import Unit
@@ -198,10 +197,10 @@ def _print_status(checkpoint: Path, as_json: bool) -> None:
     Raises:
         CheckpointError: it is not a complete checkpoint.
     """
-    import_numpy()
-    from charrnn.runs.status import read_status
-    from charrnn.views.run_words import LABEL, status_lines
-    from charrnn.views.terminal import print_words, to_json
+    with StopSignals() as stop, stop.loading():
+        from charrnn.runs.status import read_status
+        from charrnn.views.run_words import LABEL, status_lines
+        from charrnn.views.terminal import print_words, to_json
 
     status = read_status(checkpoint)
     if as_json:

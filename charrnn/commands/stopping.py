@@ -161,22 +161,19 @@ class StopSignals:
 
 
 @contextmanager
-def compiling(names: Sequence[str], device: str) -> Iterator[StopSignals]:
+def compiling(
+    names: Sequence[str], device: str, *, with_samples: bool = False
+) -> Iterator[StopSignals]:
     """Handle signals, and compile meanwhile what a command will call, until the block ends.
 
-    Arguments are those of ``compiler.compiling``.
+    Args:
+        names: the files, as for ``compiler.compiling``.
+        device: where the user wants to compute.
+        with_samples: whether the command also samples, as for a report.
     """
     from charrnn.compute import compiler
 
-    with StopSignals() as stop, compiler.compiling(names, device) as end:
+    called = (*names, *compiler.SAMPLING) if with_samples else names
+    with StopSignals() as stop, compiler.compiling(called, device) as end:
         stop.at_once.append(end)
         yield stop
-
-
-def import_numpy() -> None:
-    """Import numpy before torch does.
-
-    Torch swallows whatever is raised while it imports numpy, a signal's exception as well, and goes
-    on with half of it.
-    """
-    import numpy  # noqa: F401

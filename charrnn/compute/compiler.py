@@ -29,8 +29,7 @@ from charrnn.compute.processor import cpu_facts
 from charrnn.limits import allowed_cores, cores
 from charrnn.wording import shown
 
-#: What training on a CPU calls, in the order in which it does, and what scoring and sampling call;
-#: a report has samples.
+#: What training on a CPU calls, in the order in which it does, and what scoring and sampling call.
 TRAINING, SCORING, SAMPLING = ("recurrence.c", "passes.c"), ("recurrence.c",), ("step.c",)
 
 _OPTIONS = [
