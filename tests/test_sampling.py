@@ -25,6 +25,7 @@ from charrnn.inference.sampling import (
     prepare_prompt,
     sample,
 )
+from charrnn.inference.stepper import CompiledStepper, NumpyStepper
 from charrnn.network.model import CharModel
 from charrnn.text.vocabulary import UNKNOWN, Vocabulary
 from tests.small import vocabulary_of
@@ -410,6 +411,17 @@ class TestSample:
         assert ended == [text[:length] for text, length in zip(whole, lengths, strict=True)]
         # On a CPU the prompt is read in steps, of one lane.
         assert made == (expected if elsewhere else [1, *expected])
+
+    def test_one_engine_makes_all_steps(self, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """C where there is any, but for a sample that must not wait for it."""
+        for waits in (True, False):
+            in_c = waits and engine == "C" and steps() is not None
+            used = Mock(wraps=CompiledStepper if in_c else NumpyStepper)
+            monkeypatch.setattr(sampling, "CompiledStepper", used if in_c else None)
+            monkeypatch.setattr(sampling, "NumpyStepper", None if in_c else used)
+            config = SampleConfig(length=20, count=2)
+            assert [*sample(make_model(), VOCABULARY, np.array([1]), config, compiled=waits)]
+            assert used.call_count == 2, "for the prompt, and for what follows it"
 
     @pytest.mark.parametrize(("count", "weights"), [(1, "fp32"), (1, "int8"), (2, "fp32")])
     @pytest.mark.usefixtures("engine")

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any, BinaryIO
@@ -565,6 +565,19 @@ def test_what_cannot_be_removed_keeps_no_other_file_and_no_error(tmp_path: Path)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.fixture
+def endless_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Let processes compile for ever; give a pipe whose other end their compilers hold open."""
+    compiler, lives = tmp_path / "cc", tmp_path / "lives"
+    os.mkfifo(lives)
+    reader = os.open(lives, os.O_RDONLY | os.O_NONBLOCK)
+    compiler.write_text(f"#!/bin/sh\nexec 9>{lives}\ntouch {tmp_path}/begun\nexec sleep 60\n")
+    compiler.chmod(0o755)
+    monkeypatch.setitem(ENVIRONMENT, "CC", str(compiler))
+    yield reader
+    os.close(reader)
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -580,14 +593,8 @@ def test_a_signal_while_c_is_compiled_leaves_nothing(
     trained: Path,
     tmp_path: Path,
     process: Callable[..., subprocess.Popen[str]],
-    monkeypatch: pytest.MonkeyPatch,
+    endless_compiler: int,
 ) -> None:
-    compiler, lives = tmp_path / "cc", tmp_path / "lives"  # a pipe that the compiler holds open
-    os.mkfifo(lives)
-    reader = os.open(lives, os.O_RDONLY | os.O_NONBLOCK)
-    compiler.write_text(f"#!/bin/sh\nexec 9>{lives}\ntouch {tmp_path}/begun\nexec sleep 60\n")
-    compiler.chmod(0o755)
-    monkeypatch.setitem(ENVIRONMENT, "CC", str(compiler))
     command, *options = words
     popen = process(command, *([*options, trained] if "--run" in options else [trained, *options]))
     wait_for((tmp_path / "begun").exists, "the compiler")
@@ -595,8 +602,7 @@ def test_a_signal_while_c_is_compiled_leaves_nothing(
     assert popen.wait(PATIENCE) == 143
     assert not list(tmp_path.glob("charrnn-*"))
     # Also what it has started, which nobody waits for.
-    wait_for(lambda: is_closed(reader), "the end of the compiler")
-    os.close(reader)
+    wait_for(lambda: is_closed(endless_compiler), "the end of the compiler")
 
 
 def test_a_signal_while_libraries_are_loaded_is_not_lost() -> None:
@@ -644,18 +650,13 @@ def test_a_second_signal_while_c_is_compiled_leaves_nothing(
     trained: Path,
     tmp_path: Path,
     process: Callable[..., subprocess.Popen[str]],
+    endless_compiler: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A library that takes long to load keeps the first one waiting."""
-    compiler, lives = tmp_path / "cc", tmp_path / "lives"
-    os.mkfifo(lives)
-    reader = os.open(lives, os.O_RDONLY | os.O_NONBLOCK)
-    compiler.write_text(f"#!/bin/sh\nexec 9>{lives}\ntouch {tmp_path}/begun\nexec sleep 60\n")
-    compiler.chmod(0o755)
     slow = tmp_path / "slow"
     slow.mkdir()
     (slow / "numpy.py").write_text("import time\nwhile True:\n    time.sleep(9)\n")
-    monkeypatch.setitem(ENVIRONMENT, "CC", str(compiler))
     path = os.pathsep.join([str(slow), *filter(None, [ENVIRONMENT.get("PYTHONPATH")])])
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", path)
     popen = process("evaluate", trained, "--part", "valid")
@@ -666,8 +667,7 @@ def test_a_second_signal_while_c_is_compiled_leaves_nothing(
     popen.send_signal(signal.SIGINT)
     assert popen.wait(PATIENCE) == 130
     assert not list(tmp_path.glob("charrnn-*"))
-    wait_for(lambda: is_closed(reader), "the end of the compiler")
-    os.close(reader)
+    wait_for(lambda: is_closed(endless_compiler), "the end of the compiler")
 
 
 def test_a_signal_whose_exception_is_swallowed_ends_the_command_before_the_training() -> None:
