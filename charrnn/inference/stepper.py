@@ -5,10 +5,8 @@ once: it is limited by memory bandwidth, and everything else is overhead. The lo
 product can take only V values, so it is computed once and looked up.
 
 Steps run in C, one call each (``steps``); or, where nothing compiles or nobody wants to wait for a
-compiler, in numpy, whose calls cost a fraction of torch's (except for some matrices on Intel's
-processors). There the logistic function is computed from tanh of half the argument, so that one
-tanh call serves all gates of a step. With several texts side by side the products are matrix
-products, which go to oneDNN with the weights packed once, or to MKL.
+compiler, in numpy, whose calls cost a fraction of torch's. There the logistic function is computed
+from tanh of half the argument, so that one tanh call serves all gates of a step.
 
 With bf16 weights, or int8 weights with one scale per row, C has less to read and is faster, if the
 processor multiplies them. ``CharModel.forward`` is the readable twin that the tests compare
@@ -27,7 +25,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from charrnn.compute.kernels import mkl_is_fast, step_product
 from charrnn.compute.steps import Layer, Steps
 from charrnn.config import CellName, WeightsName
 from charrnn.network.cells import GRU, Cell
@@ -94,14 +91,13 @@ class NumpyStepper:
     draw = None
 
     def __init__(self, model: CharModel, hidden: Hidden, weights: WeightsName) -> None:
-        lanes = len(hidden[0][0])
         layers = model.layers()
         with torch.inference_mode():
             layer = _LAYERS[model.config.cell]
-            self._layers = [layer(cell, lanes, weights) for cell in layers]
+            self._layers = [layer(cell, weights) for cell in layers]
             self._table_VG = _array(_table(model))
-            self._inputs = [_input_product(cell, lanes, weights) for cell in layers[1:]]
-            self._head = _product(model.head.weight, lanes, weights)
+            self._inputs = [_input_product(cell, weights) for cell in layers[1:]]
+            self._head = _product(model.head.weight, weights)
         self._states: list[list[Array]] = [[_array(part) for part in state] for state in hidden]
         self._head_bias_V = _array(model.head.bias)
 
@@ -124,8 +120,8 @@ class NumpyStepper:
 class _Layer:
     """One cell's recurrent weights, and its step."""
 
-    def __init__(self, cell: Cell, lanes: int, weights: WeightsName) -> None:
-        self._recurrent = _product(cell.weight_recurrent, lanes, weights)
+    def __init__(self, cell: Cell, weights: WeightsName) -> None:
+        self._recurrent = _product(cell.weight_recurrent, weights)
         self._width = cell.hidden
 
     def step(self, gates_BG: Array, state: list[Array]) -> list[Array]:
@@ -140,8 +136,8 @@ class _RNN(_Layer):
 
 
 class _LSTM(_Layer):
-    def __init__(self, cell: Cell, lanes: int, weights: WeightsName) -> None:
-        super().__init__(cell, lanes, weights)
+    def __init__(self, cell: Cell, weights: WeightsName) -> None:
+        super().__init__(cell, weights)
         # sigma(x) = tanh(x / 2) / 2 + 1 / 2; the third block, the candidate, is a plain tanh.
         self._halves_G = np.repeat(np.array([0.5, 0.5, 1, 0.5], np.float32), cell.hidden)
         self._rest_G = 1 - self._halves_G
@@ -161,8 +157,8 @@ class _LSTM(_Layer):
 
 
 class _GRU(_Layer):
-    def __init__(self, cell: Cell, lanes: int, weights: WeightsName) -> None:
-        super().__init__(cell, lanes, weights)
+    def __init__(self, cell: Cell, weights: WeightsName) -> None:
+        super().__init__(cell, weights)
         assert isinstance(cell, GRU)
         self._bias_recurrent_H = _array(cell.bias_recurrent)
 
@@ -201,9 +197,9 @@ def _blocks(gates_BG: Array, count: int, width: int) -> list[Array]:
     return [gates_BG[:, n * width : (n + 1) * width] for n in range(count)]
 
 
-def _input_product(cell: Cell, lanes: int, weights: WeightsName) -> Product:
+def _input_product(cell: Cell, weights: WeightsName) -> Product:
     """Return the input product, bias included, of a layer above the lowest."""
-    product = _product(cell.weight_input, lanes, weights)
+    product = _product(cell.weight_input, weights)
     bias_G = _array(cell.bias)
 
     def run(below_BH: Array) -> Array:
@@ -214,45 +210,11 @@ def _input_product(cell: Cell, lanes: int, weights: WeightsName) -> Product:
     return run
 
 
-def _product(weight_NK: Tensor, lanes: int, weights: WeightsName) -> Product:
-    """Return the product with a matrix, prepared to be called many times on B lanes."""
-    # In float32: torch's bf16 product would round the sums too.
-    weight_NK = _rounded(weight_NK.detach().float().cpu().contiguous(), weights)
-    if lanes == 1 and weight_NK.numel() in _FOR_MKL and mkl_is_fast():
-        return lambda x_BK: torch.mv(weight_NK, torch.from_numpy(x_BK[0])).numpy()[None]
-    if lanes == 1:
-        # Transposed views: the product reads the rows in the order of memory.
-        pieces = [piece_NK.numpy().T for piece_NK in weight_NK.chunk(_pieces(weight_NK.numel()))]
-        if len(pieces) > 1:
-            return lambda x_BK: np.concatenate([x_BK @ piece_KN for piece_KN in pieces], axis=1)
-        (weight_KN,) = pieces
-        return lambda x_BK: x_BK @ weight_KN
-    wide = step_product(weight_NK, _MANY, lanes)
-    return lambda x_BK: wide(torch.from_numpy(x_BK)).numpy()
-
-
-_MANY = 1 << 30
-"""Number of time steps, large enough that packing the weights pays off."""
-
-
-_FOR_MKL = range(1 << 17, 1 << 19)
-"""Sizes of matrices that torch multiplies faster on Intel's processors: numpy's OpenBLAS uses one
-thread (below 460,800 weights), torch's MKL two. Outside this range numpy is faster, because its
-calls cost less. On other processors MKL uses one thread, at half of OpenBLAS's speed."""
-
-
-def _pieces(weights: int) -> int:
-    """Return into how many products to split a matrix's so that one thread computes it."""
-    return -(-weights // (_SHARED - 1)) if weights <= _ALONE else 1
-
-
-_SHARED = 460_800
-"""Fewest weights for which numpy's OpenBLAS shares a product among threads."""
-
-_ALONE = 700_000
-"""Most weights of a matrix that is left to one thread. Up to this size sharing saves a fifth of a
-step on a quiet machine, but makes it two to three times as slow on a busy one, because threads wait
-for each other in every product."""
+def _product(weight_NK: Tensor, weights: WeightsName) -> Product:
+    """Return the product with a matrix."""
+    # A transposed view: the product reads the rows in the order of memory.
+    weight_KN = _array(_rounded(weight_NK.detach().float(), weights)).T
+    return lambda x_BK: x_BK @ weight_KN
 
 
 def _rounded(weight_NK: Tensor, weights: WeightsName) -> Tensor:
