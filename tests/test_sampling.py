@@ -242,18 +242,6 @@ class TestSample:
         assert (_draw(p_BV, np.zeros(len(p_BV))) == 1).all()
         assert (_draw(p_BV, np.full(len(p_BV), np.nextafter(1, 0))) == V - 3).all()
 
-    def test_one_sample_draws_as_many_do(self) -> None:
-        chance = np.random.default_rng(3)
-        p_BV, points_B = chance.random((500, V)) ** 9, chance.random(500)
-        p_BV /= p_BV.sum(axis=1, keepdims=True)
-        p_BV[7] = np.nan
-        points_B[:2] = 0, np.nextafter(1, 0)
-        drawn_B = _draw(p_BV, points_B)
-        assert drawn_B[7] == 0 and len({*drawn_B}) == V
-        alone = [_draw(p_BV[[row]], points_B[[row]]) for row in range(500)]
-        assert {one.dtype for one in alone} == {drawn_B.dtype}
-        assert np.array_equal(np.concatenate(alone), drawn_B)
-
     @pytest.mark.parametrize(
         "options", [{}, {"temperature": 0.3}, {"temperature": 0}, {"top_k": 3, "top_p": 0.8}]
     )

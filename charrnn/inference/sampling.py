@@ -331,9 +331,6 @@ def _drawn(
 def _draw(p_BV: NDArray[np.float64], points_B: NDArray[np.float64]) -> NDArray[np.int64]:
     """Draw a symbol for each sample by inverting the cumulative distribution."""
     # A point is at most 1 - 2^-53: its product with the total is never rounded up to the total.
-    if len(p_BV) == 1:  # a faster way for one sample, as the user waits for each character
-        cumulative_V = p_BV[0].cumsum()
-        return np.array([np.count_nonzero(cumulative_V <= points_B[0] * cumulative_V[-1])])
     cumulative_BV = p_BV.cumsum(axis=1)
     points_B1 = points_B[:, None] * cumulative_BV[:, -1:]
     symbols_B: NDArray[np.int64] = (cumulative_BV <= points_B1).sum(axis=1)
