@@ -24,7 +24,7 @@ from charrnn.disk import write_json
 from charrnn.errors import CheckpointError, CorpusError, NonFiniteError, RunFolderError
 from charrnn.inference.baselines import uniform_nats
 from charrnn.inference.evaluation import Interrupted, Scores, run_once, score
-from charrnn.layout import LOG, PLAN
+from charrnn.layout import BEST, LAST, LOG, PLAN
 from charrnn.runs.comparability import (
     refuse_another_machine,
     refuse_another_shape,
@@ -191,15 +191,11 @@ class _Sitting:
     def _open_run(self, path: Path, choices: recipe.Choices, shape: ModelConfig) -> Iterator[Run]:
         """Hold a run's folder; yield the run that goes on or begins there, with this shape."""
         plan, command, device = self.plan, self.command, self.device
-        begun = has_state(path)
-        # A run killed between its first validation and its first save begins again.
-        if begun:
-            held = RunFolder.open_existing(path, command=command)
-        else:
-            held = RunFolder.create(path, command=command, over_best=True)
-        with held as folder:
+        begun = has_state(path) or (path / BEST).exists()
+        hold = RunFolder.open_existing if begun else RunFolder.create
+        with hold(path, command) as folder:
             if begun:
-                with training_anew(path):
+                with training_anew(path, None if has_state(path) else path / LAST):
                     run = resume(
                         folder, device=device, changes={}, texts=plan.texts, valid_texts=plan.valid
                     )

@@ -8,7 +8,6 @@ complete state saved.
 from __future__ import annotations
 
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,16 +15,9 @@ from typing import Any
 import torch
 
 from charrnn.config import LOG_EVERY, SampleConfig
-from charrnn.errors import (
-    CharrnnError,
-    CorpusError,
-    NonFiniteError,
-    RunFolderError,
-    TakenFolderError,
-)
+from charrnn.errors import CharrnnError, CorpusError, NonFiniteError, RunFolderError
 from charrnn.inference.evaluation import Interrupted, score
 from charrnn.inference.sampling import sample, unwarned
-from charrnn.layout import BEST, LOG
 from charrnn.network.capture import UpdateResult
 from charrnn.runs.clock import Clock
 from charrnn.runs.events import (
@@ -43,7 +35,6 @@ from charrnn.runs.events import (
 from charrnn.runs.planning import Planner
 from charrnn.runs.run import Run
 from charrnn.text.stream import Batch
-from charrnn.wording import shown
 
 #: Seconds between checkpoints, apart from those that follow a validation.
 SAVE_EVERY = 60.0
@@ -94,14 +85,6 @@ def _saying_how_to_go_on(run: Run, error: Exception) -> Exception:
     is_foreseen = isinstance(error, CharrnnError)
     if is_foreseen and not isinstance(error, RunFolderError):
         return error  # its message already says how to go on
-    is_taken = isinstance(error, TakenFolderError)
-    best = run.folder.path / BEST
-    if run.saved is None and is_foreseen and not is_taken and os.path.exists(best):  # noqa: PTH110
-        # The folder would refuse the same command, and has no state to resume from.
-        again = f"remove {shown(best)} and {LOG} before you start again"
-        if run.owner is not None:
-            again = f"go on with: {run.owner}"
-        return RunFolderError(f"{error}; nothing to go on from is saved: {again}")
     if run.saved is None or not run.is_kept(error):
         return error
     saved = f"step {run.saved.progress.step:,} is saved whole: go on from it with: {run.command()}"
@@ -356,6 +339,9 @@ class _Loop:
             raise NonFiniteError(
                 f"the validation loss is not finite after step {progress.step:,}; {run.way_back()}"
             )
+        if run.saved is None:
+            # A run killed with a best checkpoint alone could be neither resumed nor begun again.
+            yield self._save()
         progress.validated_step = progress.step
         best = run.count_validation(nats)
         row = self._row() | {"valid_nats_per_char": nats}

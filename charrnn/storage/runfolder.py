@@ -68,7 +68,7 @@ class RunFolder:
     # Taking and leaving the folder ------------------------------------------
 
     @classmethod
-    def create(cls, path: Path, command: str = "", *, over_best: bool = False) -> Self:
+    def create(cls, path: Path, command: str = "") -> Self:
         """Make a run's folder, with its parents, and hold it.
 
         An existing folder is taken if it holds no run; whatever else is in it
@@ -78,8 +78,6 @@ class RunFolder:
         Args:
             path: the folder.
             command: the command of this process, shown to others that want the lock.
-            over_best: also take a folder whose only checkpoint is a best one, and remove that:
-                its run was killed between its first validation and its first save.
 
         Raises:
             RunFolderError: it holds a run already, another process holds it, or it cannot be made.
@@ -89,10 +87,7 @@ class RunFolder:
         folder._removable = [path / LOCK, *made] if lock.made else []
         try:
             remove_stale(path)
-            begins_again = over_best and checkpoints_in(path) == [path / BEST]
-            if begins_again:
-                (path / BEST).unlink()
-            folder._refuse_another_run(lock.abandoned or begins_again)
+            folder._refuse_another_run(lock.abandoned)
             folder._removable = [path / LOG, path / LOCK, *made]
             folder._log = Log(path)
             folder._log.clear()  # rows of a run that ended before its first save
