@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from glob import glob
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -45,9 +42,6 @@ from charrnn.text.scanning import scan
 from charrnn.text.stream import Lanes
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import joined, shown
-
-#: The most texts that a message names.
-MOST_NAMED = 20
 
 
 def resume(
@@ -282,7 +276,7 @@ def _read_again(
         texts = readable(record.texts, spooled) or embedded_corpus()
         corpus = scan(texts, record.encoding, "none")
     except CorpusError as error:
-        named = way_on(texts=_to_name(record.texts))
+        named = way_on(texts=("TEXT",))
         raise CorpusError(f"{error}; if the run's text has moved, name it: {named}") from error
     refuse_another_text(corpus, record.fingerprint, record.texts, known=record.files)
     valid_corpus = corpus
@@ -290,7 +284,7 @@ def _read_again(
         try:
             valid_corpus = scan(record.valid_texts, record.encoding, "none")
         except CorpusError as error:
-            named = way_on(valid_texts=_to_name(record.valid_texts))
+            named = way_on(valid_texts=("TEXT",))
             moved = f"if the text to validate on has moved, name it: {named}"
             raise CorpusError(f"{error}; {moved}") from error
         refuse_another_text(
@@ -298,18 +292,6 @@ def _read_again(
         )
     valid = valid_corpus.part(*record.valid) if record.valid else None
     return corpus.part(*record.train), valid
-
-
-def _to_name(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names that a command must give again, with TEXT for those that are gone."""
-
-    def is_there(name: str) -> bool:
-        with suppress(ValueError):  # no file can have such a name
-            return os.path.exists(name) or bool(glob(name))  # noqa: PTH110, PTH207 - no OSError
-        return False
-
-    present = tuple(name if is_there(name) else "TEXT" for name in names)
-    return present if "TEXT" in present and len(names) <= MOST_NAMED else ("TEXT",)
 
 
 def _best(folder: RunFolder, progress: Progress, *, goes_on: bool) -> tuple[Best | None, list[str]]:

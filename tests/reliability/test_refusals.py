@@ -304,7 +304,7 @@ def test_the_command_that_goes_on_repeats_what_is_not_saved_yet(
     assert (rows(run)[-1]["step"], load(run / "last.safetensors").meta["keep"]) == (30, 3)
 
 
-def test_of_several_texts_those_that_are_there_are_named_again(tmp_path: Path) -> None:
+def test_of_several_texts_all_must_be_named_again(tmp_path: Path) -> None:
     texts = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt")]
     for number, text in enumerate(texts):
         text.write_text(make_prose(500, seed=number))
@@ -312,11 +312,11 @@ def test_of_several_texts_those_that_are_there_are_named_again(tmp_path: Path) -
     assert run_cli("train", *texts, "--run", run, *small, "--steps", 3).code == 0
     moved = texts[1].rename(tmp_path / "d.txt")
     said = refusal(run, "--steps", 5)
-    named = f"charrnn train {texts[0]} TEXT {texts[2]} --run {run} --resume --steps 5"
+    named = f"charrnn train TEXT --run {run} --resume --steps 5"
     assert said.endswith(f"; if the run's text has moved, name it: {named}\n")
     fewer = refusal(run, texts[0], texts[2])
     assert fewer.startswith("charrnn: the text (2 files, without 1 of the files it had) is not ")
-    words = shlex.split(named.replace("TEXT", str(moved)))
+    words = shlex.split(named.replace("TEXT", shlex.join(map(str, (texts[0], moved, texts[2])))))
     assert run_cli(*words[1:]).code == 0
 
 
