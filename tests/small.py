@@ -92,6 +92,7 @@ def make_result(
         multiply_adds=567, steps=20, clipped_steps=seed, trained_characters=660, seconds=7.0,
         train_chars_per_second=1000.0, valid_nats_per_char=nats, nats_per_char=nats,
         bits_per_byte=nats / math.log(2), characters=999, unknown=0, chars_per_second=5000.0,
-        validation_seconds=0.0, uniform_nats=9.0,
+        validation_seconds=0.0, uniform_nats=9.0, trained_by=None,
+        versions={"charrnn": "0.1.0", "torch": "2.13.0"}, model={}, training={},
     )  # fmt: skip
     return replace(made, **changes)

@@ -1144,10 +1144,7 @@ class TestCompare:
             f"{processor()} with 1 thread: equal minutes are not equal work: go on where they were"
         )
         assert (said in cli(*more, 4).err) == ("--minutes" in budget)
-        # Older results do not say, but checkpoints do; an unknown processor is not named.
-        change_result(folder / "rnn-seed3", trained_by=None)
-        (folder / "rnn-seed3" / "last.safetensors").unlink()
-        change_result(folder / "rnn-seed1", trained_by=None)
+        change_result(folder / "rnn-seed3", trained_by=None)  # which is not named
         assert cli(*more, 4, "--report", page).code == 0
         here = f"{processor()} with 1 thread"
         both = f"cpu: {here} and Abacus <1>\x1b with 10 threads; this page was made on {machine()}"
@@ -1160,7 +1157,6 @@ class TestCompare:
         assert cli("compare", prose, *words, "--run", tmp_path).code == 0
         for seed, gpu in ((1, "Abacus 3"), (2, "Abacus 4"), (3, None)):
             change_result(tmp_path / f"rnn-seed{seed}", trained_by=gpu)
-        (tmp_path / "rnn-seed3" / "last.safetensors").unlink()
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: "Abacus 4")
         plan = replace(open_plan(tmp_path), device="cuda")
         done = [result for result in read_results(tmp_path, plan) if result]

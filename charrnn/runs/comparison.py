@@ -59,14 +59,14 @@ class RunResult(Record):
     each."""
     uniform_nats: float
     """What guessing costs in that part, in nats per character."""
-    trained_by: str | None = None
-    """What trained it last: a processor with its threads, or a GPU; None: not known."""
-    versions: dict[str, str] | None = None
-    """Of ``charrnn`` and ``torch`` when the checkpoint that is scored was saved; None in older
-    results."""
-    model: dict[str, _Value] | None = None
-    """Its ``ModelConfig``, with all that the rules chose; None in older results."""
-    training: dict[str, _Value] | None = None
+    trained_by: str | None
+    """What trained it last: a processor with its threads, or a GPU; None: its last checkpoint was
+    gone."""
+    versions: dict[str, str]
+    """Of ``charrnn`` and ``torch`` when the checkpoint that is scored was saved."""
+    model: dict[str, _Value]
+    """Its ``ModelConfig``, with all that the rules chose."""
+    training: dict[str, _Value]
     """The same of its ``TrainConfig``."""
 
     def __post_init__(self) -> None:

@@ -161,20 +161,13 @@ def read_results(folder: Path, plan: Plan) -> list[RunResult | None]:
 def read_result(path: Path) -> RunResult | None:
     """Return the result of a finished run; None for one that is not finished.
 
-    Its ``run`` is the folder where it was found, which may have moved since it was written. What
-    trained it is looked up in the folder if the result is too old to say.
+    Its ``run`` is the folder where it was found, which may have moved since it was written.
 
     Raises:
         RunFolderError: the file is not usable.
     """
     result = _read(path / RESULT, RunResult, ": remove it to score the run again")
-    if result is None:
-        return None
-    if result.trained_by is None:
-        from charrnn.storage.trained import trained_by  # only now: it imports torch
-
-        result = replace(result, trained_by=trained_by(path))
-    return replace(result, run=str(path))
+    return None if result is None else replace(result, run=str(path))
 
 
 def _read(file: Path, kind: type[R], advice: str) -> R | None:

@@ -78,12 +78,11 @@ class Plan(Record):
     clip_norm: float | None = None
     """0: no clipping."""
     precision: PrecisionName | None = None
-    """Of the matrix products; None (before the first run, and in older plans): bf16 where the
-    hardware has it."""
+    """Of the matrix products; None (before the first run): bf16 where the hardware has it."""
     device: DeviceName | None = None
-    """Where it began and has to go on; None in older plans."""
+    """Where it began and has to go on; None before that is known."""
     fingerprint: str | None = None
-    """The text's, as in ``Corpus``; None before it is read, and in older plans."""
+    """The text's, as in ``Corpus``; None before it is read."""
     valid_fingerprint: str | None = None
     """That of the text to validate on, if it is a separate one."""
 
