@@ -42,7 +42,7 @@ from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.events import Finished
 from charrnn.runs.matching import TOLERANCE, matched_hidden, shapes
 from charrnn.storage.checkpoint import Checkpoint, load, read_description
-from charrnn.storage.metrics import read_metrics
+from charrnn.storage.metrics import read_log
 from charrnn.storage.reading import TextRecord
 from charrnn.storage.runfolder import RunFolder
 from charrnn.storage.trained import load_model
@@ -564,11 +564,7 @@ class TestCompare:
         model = CharModel(ModelConfig.from_dict(meta["model"]))
         counted = (found["parameters"], found["multiply_adds"])
         assert counted == (model.parameter_count(), model.multiply_adds())
-        speeds = [
-            row["chars_per_second"]
-            for row in read_metrics(run / "metrics.jsonl")
-            if "chars_per_second" in row
-        ]
+        speeds = [row["chars_per_second"] for row in read_log(run) if "chars_per_second" in row]
         assert len(speeds) == 4
         assert found["train_chars_per_second"] == statistics.median(speeds)
 

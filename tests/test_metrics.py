@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from charrnn.layout import LOG
-from charrnn.storage.metrics import Log, read_metrics
+from charrnn.storage.metrics import Log, read_log
 from tests.conftest import open_files, refusing, said
 
 
@@ -52,7 +52,7 @@ def test_a_last_line_that_was_cut_off_is_not_read(tmp_path: Path) -> None:
     """It may be a line that is just being written, so the user is not asked to remove it."""
     for cut in (b"", b'{"st', b'{"step":2}', b"\0\0"):
         (tmp_path / LOG).write_bytes(b'{"step":1,"characters":9}\n' + cut)
-        assert read_metrics(tmp_path / LOG) == [{"step": 1, "characters": 9}]
+        assert read_log(tmp_path) == ({"step": 1, "characters": 9},)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_opening_a_long_log_reads_only_its_end(
 def test_rows_share_the_names_of_their_values(tmp_path: Path) -> None:
     """A log of many rows would otherwise take several times the memory."""
     (tmp_path / LOG).write_bytes(b'{"step":1}\n{"step":2}\n')
-    one, two = (next(iter(row)) for row in read_metrics(tmp_path / LOG))
+    one, two = (next(iter(row)) for row in read_log(tmp_path))
     assert one is two
 
 
@@ -110,7 +110,7 @@ def test_rewinding_drops_later_rows_and_what_is_no_row(log: Log, tmp_path: Path)
         file.write(b'{}\n{"note":"no step"}\n{"step":true}\n{"step":-1}\n')
     log.rewind(2, validated=True)
     kept = [{"step": 1}, {"step": 2}, {"step": 2, "valid": 1}]
-    assert read_metrics(log.path) == kept
+    assert [*read_log(tmp_path)] == kept
     log.append({"step": 3})
     assert rows(log) == [*kept, {"step": 3}]
     assert list(tmp_path.iterdir()) == [log.path]
@@ -173,20 +173,29 @@ SOUND = b'{"step": 1, "gradient_norm": 2, "largest_gradient_norm": 2, "clipped_s
     ],
 )  # fmt: skip
 def test_a_line_that_is_no_row_of_a_log(tmp_path: Path, line: bytes) -> None:
-    path = tmp_path / "two\nlines.jsonl"
-    path.write_bytes(SOUND + b"\n" + line + b"\n")
-    assert said(lambda: read_metrics(path)) == (
-        f"{tmp_path}/two\\nlines.jsonl: line 2 is not a row of a run's log: remove the line"
+    run = tmp_path / "two\nlines"
+    run.mkdir()
+    (run / LOG).write_bytes(SOUND + b"\n" + line + b"\n")
+    assert said(lambda: read_log(run)) == (
+        f"{tmp_path}/two\\nlines/{LOG}: line 2 is not a row of a run's log: remove the line"
     )
 
 
 def test_a_log_that_cannot_be_read(tmp_path: Path) -> None:
-    assert said(lambda: read_metrics(tmp_path)) == f"{tmp_path}: cannot read: Is a directory"
+    path = tmp_path / LOG
+    path.mkdir()
+    assert said(lambda: read_log(tmp_path)) == f"{path}: cannot read: Is a directory"
+
+
+def test_without_a_log_there_are_no_rows(tmp_path: Path) -> None:
+    assert read_log(tmp_path) == ()
 
 
 def test_a_log_that_never_ends_is_not_read(tmp_path: Path) -> None:
     pipe, device = tmp_path / "pipe", tmp_path / "device"
-    os.mkfifo(pipe)
-    device.symlink_to("/dev/zero")
-    for path in (pipe, device):
-        assert said(lambda: read_metrics(path)) == f"{path}: cannot read: not a regular file"  # noqa: B023
+    for run in (pipe, device):
+        run.mkdir()
+    os.mkfifo(pipe / LOG)
+    (device / LOG).symlink_to("/dev/zero")
+    for run in (pipe, device):
+        assert said(lambda: read_log(run)) == f"{run / LOG}: cannot read: not a regular file"  # noqa: B023

@@ -27,7 +27,7 @@ from charrnn.runs.comparing import compare
 from charrnn.runs.comparison import Comparison, RunResult
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.subject import load_subjects
-from charrnn.storage.metrics import read_log, read_metrics
+from charrnn.storage.metrics import read_log
 from charrnn.storage.reading import recorded_part
 from charrnn.storage.trained import load_model
 from charrnn.text.scanning import scan
@@ -126,7 +126,7 @@ def test_a_portrait_shows_the_beginning_of_a_text_and_the_log(
     nats = next(prices(model, part, vocabulary)).nats_T
     assert [price for _, price in drawn.excerpt][:9] == [0.0, *nats[:8]]
     assert (drawn.label, drawn.run.shape) == ("x", model.config)
-    assert list(drawn.log) == list(read_metrics(trained / "metrics.jsonl"))
+    assert drawn.log == read_log(trained)
     assert not drawn.run.of_bytes
     assert drawn.run.config == checkpoint.record("training", TrainConfig)
     assert drawn.run.progress.step > 0

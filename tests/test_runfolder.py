@@ -22,7 +22,7 @@ from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.storage import lock, runfolder
 from charrnn.storage.checkpoint import find, load, save
 from charrnn.storage.lock import alive
-from charrnn.storage.metrics import read_metrics
+from charrnn.storage.metrics import read_log
 from charrnn.storage.runfolder import RunFolder, files_of_run, has_state
 from tests.conftest import names, open_files, refusing, said
 from tests.reliability.processes import finish, fork
@@ -263,7 +263,7 @@ def test_a_log_that_was_removed_with_it_is_begun_again(tmp_path: Path) -> None:
             (folder.path / name).unlink()
         folder.save_last(make_state(1))
         folder.log({"step": 2})
-    assert read_metrics(folder.path / "metrics.jsonl") == [{"step": 2}]
+    assert read_log(folder.path) == ({"step": 2},)
 
 
 @pytest.mark.parametrize("name", ["lock", "last.safetensors"])
@@ -830,7 +830,7 @@ def test_the_log_of_a_run_that_goes_on(tmp_path: Path) -> None:
     with RunFolder.open_existing(tmp_path / "run") as folder:
         folder.rewind_log(1)
         folder.log({"step": 3})
-    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == [{"step": 1}, {"step": 3}]
+    assert read_log(tmp_path / "run") == ({"step": 1}, {"step": 3})
 
 
 def test_a_process_of_another_user_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ from charrnn.runs.run import Run
 from charrnn.runs.starting import start
 from charrnn.runs.training import train
 from charrnn.storage.checkpoint import DamagedCheckpointError
-from charrnn.storage.metrics import read_metrics
+from charrnn.storage.metrics import read_log
 from charrnn.storage.reading import (
     divide,
     refuse_too_short,
@@ -255,7 +255,7 @@ def _finish(
         yield event
         if isinstance(event, Finished) and not event.complete:
             return None
-    speed = _median_speed(run.folder.path / LOG)
+    speed = _median_speed(run.folder.path)
     try:
         result = _measure(run, speed, should_stop)
         run.folder.save_result(result.to_dict())
@@ -346,12 +346,13 @@ def _measure(run: Run, speed: float, should_stop: Callable[[], str | None]) -> R
     )
 
 
-def _median_speed(log: Path) -> float:
-    """Return the median of the speeds in a run's log, in characters per second."""
-    found = [row.get("chars_per_second") for row in read_metrics(log)]
+def _median_speed(run: Path) -> float:
+    """Return the median of the speeds in the log of a run's folder, in characters per second."""
+    found = [row.get("chars_per_second") for row in read_log(run)]
     speeds = [float(speed) for speed in found if isinstance(speed, int | float) and speed > 0]
     if not speeds:
         raise RunFolderError(
-            f"{shown(log)}: the rows on its updates are gone: remove the run's folder to train anew"
+            f"{shown(run / LOG)}: the rows on its updates are gone: remove the run's folder to "
+            "train anew"
         )
     return statistics.median(speeds)

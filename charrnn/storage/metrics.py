@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from charrnn.disk import exists, opened, refusals, refuse_irregular, replacing, sync
+from charrnn.disk import opened, refusals, refuse_irregular, replacing, sync
 from charrnn.errors import RunFolderError
 from charrnn.layout import LOG
 from charrnn.wording import shown
@@ -112,8 +112,8 @@ class Log:
         os.close(self._fd)
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the log of a run.
+def read_log(run: Path) -> tuple[dict[str, Any], ...]:
+    """Read the log in a run's folder; without one there are no rows.
 
     Its numbers are finite, its steps and counts not negative, and the steps of the rows on
     updates increase.
@@ -121,9 +121,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         RunFolderError: it cannot be read, or a line is not a valid row.
     """
+    path = run / LOG
     rows: list[dict[str, Any]] = []
     updated = 0
-    with refusals(path, "cannot read"), opened(path) as raw, io.BufferedReader(raw) as file:
+    with (
+        refusals(path, "cannot read"),
+        suppress(FileNotFoundError),
+        opened(path) as raw,
+        io.BufferedReader(raw) as file,
+    ):
         for number, line in enumerate(file, start=1):
             # An incomplete last line, left by a crash or just being written, does not count.
             if not line.endswith(b"\n"):
@@ -137,19 +143,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 updated = row["step"]
             # A long log has millions of names, and only some ten different ones.
             rows.append({sys.intern(name): value for name, value in row.items()})
-    return rows
-
-
-def read_log(run: Path) -> tuple[dict[str, Any], ...]:
-    """Read the log in a run's folder; without one there are no rows.
-
-    Raises:
-        RunFolderError: as ``read_metrics``.
-    """
-    log = run / LOG
-    with refusals(log, "cannot read"):
-        is_there = exists(log)
-    return tuple(read_metrics(log)) if is_there else ()
+    return tuple(rows)
 
 
 def _remove_cut_line(fd: int) -> None:
