@@ -582,6 +582,14 @@ def test_a_holder_that_is_dead_here_may_live_elsewhere(
     assert line.startswith(f"{tmp_path}: in use by {holder}: wait")
 
 
+def test_a_killed_holder_s_signature_makes_way_for_the_next(tmp_path: Path) -> None:
+    dead = fork(lambda: RunFolder.create(tmp_path, command="charrnn train a.txt").log({"step": 1}))
+    assert finish(dead) == 0
+    assert f'"pid": {dead}' in (tmp_path / "lock").read_text()
+    with RunFolder.create(tmp_path):
+        assert f"in use by process {os.getpid()} on " in said(lambda: RunFolder.create(tmp_path))
+
+
 def test_whoever_gets_no_lock_leaves_no_file_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
