@@ -37,7 +37,7 @@ from benchmarks.common import (
     times_in_turns,
     write_results,
 )
-from charrnn.compute.autograd import has_lstm_loop
+from charrnn.compute.autograd import has_loop
 from charrnn.compute.device import multiplies_bf16
 from charrnn.compute.machine import machine
 from charrnn.config import CELL_NAMES, CellName, ModelConfig, TrainConfig
@@ -253,8 +253,8 @@ def window_multiply_adds(
     """
     model, characters = outline(our_numbers(cell, size)[0]), size.lanes * size.steps
     whole = characters * model.multiply_adds()
-    looks_up = cell != "lstm" or has_lstm_loop(dtype)
-    repeated = characters - size.vocabulary if size.device == "cpu" and looks_up else 0
+    looks_up = size.device == "cpu" and has_loop(cell, dtype)
+    repeated = characters - size.vocabulary if looks_up else 0
     ours = whole - repeated * model.layers()[0].weight_input.numel()
     return {(cell, "charrnn"): ours, (cell, "torch.nn"): whole}
 

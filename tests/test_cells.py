@@ -155,8 +155,7 @@ def test_torch_s_operators_equal_the_naive_loop(
     name: CellName, shared: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other devices than a CPU use torch's operators; here the CPU does too."""
-    for own in ("_has_own_loop", "has_lstm_loop"):
-        monkeypatch.setattr(cells, own, lambda *_, **__: False)
+    monkeypatch.setattr(cells, "has_loop", lambda *_: False)
     cell = make_cell(name)
     x, state, which = make_shared(cell, shared)
     ours = results(cell(x, state, which), cell, x, state)
@@ -182,7 +181,9 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         return
     compiled = loops_for(name.split()[0], tiles=name != "native without tiles")
     monkeypatch.setattr(recurrence, "loops", lambda: compiled)
-    monkeypatch.setattr(cells, "has_lstm_loop", lambda dtype: dtype != torch.float64)
+    monkeypatch.setattr(
+        cells, "has_loop", lambda cell, dtype: cell != "lstm" or dtype != torch.float64
+    )
 
 
 #: Float64, and float32 in the compiled loops; needs ``usefixtures("engine")``.
@@ -350,6 +351,16 @@ def test_a_state_of_other_lanes_or_units_is_refused(
     said = re.escape(f"the state must be [lanes, units] = [{B}, {H}], not {list(shape)}")
     with pytest.raises(ValueError, match=said):
         cell(x, wrong, which)
+
+
+@each_cell
+def test_a_state_of_another_cell_is_refused(name: CellName) -> None:
+    """C would follow a null pointer."""
+    cell = make_cell(name, dtype=torch.float32)
+    x, state = make_inputs(cell)
+    for wrong in (state[:-1], (*state, state[0])):
+        with pytest.raises(ValueError, match="argument 2 is"):
+            cell(x, wrong)
 
 
 @each_cell
@@ -573,7 +584,7 @@ def test_torch_s_lstm_keeps_the_gradient_s_direction_without_c(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """oneDNN's does not from 1,024 units on, in bf16 in AMX's tiles."""
-    monkeypatch.setattr(cells, "has_lstm_loop", lambda dtype: False)
+    monkeypatch.setattr(cells, "has_loop", lambda *_: False)
     assert_direction("lstm", 1024, torch.bfloat16, 0.999, "cpu")
 
 

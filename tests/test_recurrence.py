@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from charrnn.compute import compiler, products, recurrence
-from charrnn.compute.autograd import has_lstm_loop, run_gru, run_lstm, run_rnn
+from charrnn.compute.autograd import has_loop, run_window
 from charrnn.compute.device import multiplies_bf16
 from charrnn.compute.library import compile_library
 from charrnn.compute.trials import Fastest
+from charrnn.config import CELL_GATES, CellName
 from tests.conftest import compiler_of, compiles, loops_for, needs_compiler
 
 T, B, H = 9, 23, 37
-GATES = {"rnn": 1, "lstm": 4, "gru": 3}
-FUNCTIONS = {"rnn": run_rnn, "lstm": run_lstm, "gru": run_gru}
 
 
 def test_c_numbers_its_cells_as_python_does() -> None:
@@ -35,7 +34,7 @@ def test_c_numbers_its_cells_as_python_does() -> None:
 
 
 def run(
-    cell: str, dtype: torch.dtype, shared: bool = False, lanes: int = B, hidden: int = H
+    cell: CellName, dtype: torch.dtype, shared: bool = False, lanes: int = B, hidden: int = H
 ) -> list[Tensor]:
     """Return outputs, final state and the gradients of inputs and states.
 
@@ -45,18 +44,18 @@ def run(
     weights = make_weights(cell, 1 / 4, hidden)
     state = torch.randn(2 if cell == "lstm" else 1, lanes, hidden).unbind()
     rows = (5,) if shared else (T, lanes)
-    inputs = torch.randn(*rows, GATES[cell] * hidden)
+    inputs = torch.randn(*rows, CELL_GATES[cell] * hidden)
     which = torch.randint(5, (T, lanes)) if shared else None
     wanted = [t.requires_grad_() for t in (inputs, *state)]
-    out, *after = FUNCTIONS[cell](inputs.to(dtype), *state, *weights, which)  # type: ignore[operator]
+    out, after = run_window(cell, inputs.to(dtype), state, *weights, which)
     loss = out.float().square().sum() + sum(a.sum() for a in after)
     return [out, *after, *torch.autograd.grad(loss, wanted)]
 
 
-def make_weights(cell: str, scale: float, hidden: int = H) -> list[Tensor]:
+def make_weights(cell: CellName, scale: float, hidden: int = H) -> tuple[Tensor, Tensor | None]:
     """Return U and, for a GRU, its second bias."""
-    weights = [torch.randn(GATES[cell] * hidden, hidden) * scale]
-    return [*weights, torch.randn(hidden)] if cell == "gru" else weights
+    weight_GH = torch.randn(CELL_GATES[cell] * hidden, hidden) * scale
+    return weight_GH, torch.randn(hidden) if cell == "gru" else None
 
 
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -67,7 +66,7 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], i
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 @pytest.mark.parametrize(("lanes", "hidden"), [(B, H), (2, 733)])
 def test_threads_change_no_bit(
-    cell: str,
+    cell: CellName,
     dtype: torch.dtype,
     shared: bool,
     lanes: int,
@@ -124,9 +123,9 @@ def test_each_cell_has_its_own_fastest_way(monkeypatch: pytest.MonkeyPatch) -> N
     """Trials of an LSTM say nothing about a GRU of the same width."""
     fastest: dict[Hashable, Fastest] = {}
     monkeypatch.setattr(recurrence.loops(), "_fastest", fastest)
-    for cell in GATES:
+    for cell in CELL_GATES:
         run(cell, torch.float32)
-    assert len(fastest) == 2 * len(GATES)
+    assert len(fastest) == 2 * len(CELL_GATES)
 
 
 @needs_compiler
@@ -152,7 +151,7 @@ def test_each_number_of_threads_has_its_own_fastest_way(monkeypatch: pytest.Monk
     ],
 )
 def test_c_is_told_how_many_threads_there_are(
-    cell: str, there: int, expected: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+    cell: CellName, there: int, expected: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("charrnn.compute.products._LEAST_BYTES", 1)
     monkeypatch.setattr("charrnn.compute.trials._TRIAL", 1e-9)
@@ -180,26 +179,23 @@ def test_c_is_told_how_many_threads_there_are(
 def test_an_lstm_runs_here_where_there_is_a_loop_for_its_type(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert has_lstm_loop(torch.float32)
-    assert not has_lstm_loop(torch.float64)
-    assert has_lstm_loop(torch.bfloat16) == multiplies_bf16(torch.device("cpu"))
+    assert has_loop("lstm", torch.float32)
+    assert not has_loop("lstm", torch.float64)
+    assert has_loop("lstm", torch.bfloat16) == multiplies_bf16(torch.device("cpu"))
     monkeypatch.setattr(recurrence, "loops", lambda: None)
-    assert not has_lstm_loop(torch.float32)
-    assert not has_lstm_loop(torch.bfloat16)
+    assert not has_loop("lstm", torch.float32)
+    assert not has_loop("lstm", torch.bfloat16)
 
 
 @needs_compiler
-def test_a_broken_lane_stays_alone(cell: str) -> None:
+def test_a_broken_lane_stays_alone(cell: CellName) -> None:
     torch.manual_seed(3)
     weights = make_weights(cell, 1)
-    x = torch.randn(T, B, GATES[cell] * H)
+    x = torch.randn(T, B, CELL_GATES[cell] * H)
     whole = x.clone()
     x[2, 3], x[4, 5] = torch.nan, -torch.inf
     state = [torch.zeros(B, H)] * (2 if cell == "lstm" else 1)
-    out, expected = (
-        FUNCTIONS[cell](inputs, *state, *weights)[0]  # type: ignore[operator]
-        for inputs in (x, whole)
-    )
+    out, expected = (run_window(cell, inputs, state, *weights)[0] for inputs in (x, whole))
     assert out[2:, 3].isnan().all()
     others = [lane for lane in range(B) if lane not in (3, 5)]
     torch.testing.assert_close(out[:, others], expected[:, others], rtol=0, atol=1e-6)
@@ -220,13 +216,13 @@ def test_narrow_products_are_of_factors_rounded_to_the_nearest(tiles: bool) -> N
     weight_HH, x_BH, states_TBH = torch.randn(H, H) / 8, torch.randn(B, H), torch.randn(2, B, H)
     states_TBH[0, 0, :2] = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8])  # ties to even: down, up
     states_TBH[0, 5, 7] = torch.nan
-    compiled.rnn_forward(weight_HH, x_BH[None].bfloat16(), None, states_TBH)
+    compiled.forward("rnn", weight_HH, x_BH[None].bfloat16(), None, states_TBH)
     expected_BH = (rounded(states_TBH[0]) @ rounded(weight_HH).T + rounded(x_BH)).tanh()
     assert expected_BH[5].isnan().all()
     close = partial(torch.testing.assert_close, rtol=0, equal_nan=True)
     close(states_TBH[1].double(), expected_BH, atol=1e-6)
     d_out_TBH, dh_BH = torch.randn(1, B, H).bfloat16(), torch.randn(B, H)
-    (d_BH,) = compiled.rnn_backward(weight_HH, states_TBH, d_out_TBH, dh_BH)
+    (d_BH,), _ = compiled.backward("rnn", weight_HH, states_TBH, None, None, d_out_TBH, dh_BH)
     close(dh_BH.double(), rounded(d_BH) @ rounded(weight_HH), atol=1e-5)
 
 
@@ -240,9 +236,9 @@ def test_nothing_is_kept_of_what_is_not_learned_from(dtype: torch.dtype) -> None
         torch.manual_seed(3)
         h_TBH, c_TBH, g_TBH, bias_H = *torch.randn(3, T + 1, B, H), torch.randn(H)
         weight_GH, x_TBG = torch.randn(4 * H, H) / 8, torch.randn(T, B, 4 * H).to(dtype)
-        of_lstm = compiled.lstm_forward(weight_GH, x_TBG, None, h_TBH, c_TBH, keep)
+        of_lstm = compiled.forward("lstm", weight_GH, x_TBG, None, h_TBH, c_TBH, keep=keep)
         weight_GH, x_TBG = weight_GH[: 3 * H], torch.randn(T, B, 3 * H).to(dtype)
-        of_gru = compiled.gru_forward(weight_GH, x_TBG, None, bias_H, g_TBH, keep)
+        of_gru = compiled.forward("gru", weight_GH, x_TBG, None, g_TBH, bias_H=bias_H, keep=keep)
         assert (of_lstm[1] is None) == (of_gru[1] is None) == (not keep)
         results.append((h_TBH, c_TBH, g_TBH))
     for kept, bare in zip(*results, strict=True):
@@ -253,17 +249,17 @@ def test_nothing_is_kept_of_what_is_not_learned_from(dtype: torch.dtype) -> None
 def test_what_c_would_misread_is_refused() -> None:
     x, state, weight = torch.randn(B, T, H), torch.zeros(B, H), torch.randn(H, H)
     with pytest.raises(TypeError, match="contiguous"):
-        run_rnn(x.transpose(0, 1), state, weight)
+        run_window("rnn", x.transpose(0, 1), [state], weight)
     compiled = recurrence.loops()
     assert compiled is not None
     with pytest.raises(TypeError, match="float32"):
-        compiled.rnn_forward(weight, x.double(), None, torch.zeros(B + 1, T, H))
+        compiled.forward("rnn", weight, x.double(), None, torch.zeros(B + 1, T, H))
     with pytest.raises(TypeError, match="on a CPU"):
-        compiled.rnn_forward(weight, x.to("meta"), None, torch.zeros(B + 1, T, H))
+        compiled.forward("rnn", weight, x.to("meta"), None, torch.zeros(B + 1, T, H))
     with pytest.raises(TypeError, match="evenly spaced"):
         compiled.sum_rows(torch.zeros(T, 2 * B, H)[:, :B])
     with pytest.raises(TypeError, match="weights for C must be float32"):
-        compiled.rnn_forward(weight.double(), x, None, torch.zeros(B + 1, T, H))
+        compiled.forward("rnn", weight.double(), x, None, torch.zeros(B + 1, T, H))
 
 
 @needs_compiler
@@ -276,10 +272,10 @@ def test_the_gradient_of_nothing_is_nothing() -> None:
 @needs_compiler
 def test_the_default_type_of_the_process_does_not_matter() -> None:
     x, state, weight = torch.randn(T, B, H), torch.zeros(B, H), torch.randn(H, H)
-    expected, _ = run_rnn(x, state, weight)
+    expected, _ = run_window("rnn", x, [state], weight)
     torch.set_default_dtype(torch.bfloat16)
     try:
-        out, _ = run_rnn(x, state, weight)
+        out, _ = run_window("rnn", x, [state], weight)
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(out, expected)
@@ -294,7 +290,7 @@ BOTH_SIGNS = torch.cat([SIZES, -SIZES, torch.linspace(-12, 12, 100_001), torch.t
 def test_tanh_is_within_3e_7_of_its_value_everywhere() -> None:
     """Computed by an RNN whose recurrent weights are 0."""
     x = BOTH_SIGNS
-    out, _ = run_rnn(x[None, :, None], torch.zeros(len(x), 1), torch.zeros(1, 1))
+    out, _ = run_window("rnn", x[None, :, None], [torch.zeros(len(x), 1)], torch.zeros(1, 1))
     torch.testing.assert_close(out[0, :, 0].double(), x.double().tanh(), rtol=3e-7, atol=0)
     assert (out.abs() <= 1).all()
     assert torch.equal(out[0, x.abs() > 10, 0], x[x.abs() > 10].sign())
@@ -305,7 +301,8 @@ def test_sigmoid_is_within_4e_7_of_its_value_everywhere() -> None:
     """Computed by a GRU with candidate 0 and state 1: its next state is the update gate."""
     x = BOTH_SIGNS
     inputs = x[None, :, None] * torch.tensor([0.0, 1.0, 0.0])
-    out, _ = run_gru(inputs, torch.ones(len(x), 1), torch.zeros(3, 1), torch.zeros(1))
+    state = [torch.ones(len(x), 1)]
+    out, _ = run_window("gru", inputs, state, torch.zeros(3, 1), torch.zeros(1))
     exact = x.clamp(min=-87).double().sigmoid()
     torch.testing.assert_close(out[0, :, 0].double(), exact, rtol=4e-7, atol=0)
     assert (out <= 1).all()

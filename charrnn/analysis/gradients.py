@@ -240,7 +240,7 @@ def _kept(model: CharModel, x_TB: Tensor, y_TB: Tensor, counted: int) -> int:
     def note(saved: Tensor) -> Tensor:
         storage = saved.untyped_storage()
         kept[storage.data_ptr()] = storage.nbytes()
-        # On CUDA a cell's weights are copied into one flat tensor (``cells._run_torch``). A float
+        # On CUDA a cell's weights are copied into one flat tensor (``Cell._run_torch``). A float
         # vector with a bias's shape can only be a view of it.
         if saved.is_floating_point() and saved.shape in biases:
             weights.add(storage.data_ptr())

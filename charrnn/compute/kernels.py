@@ -95,9 +95,9 @@ def step_product(weight_NK: Tensor, steps: int, lanes: int) -> Callable[[Tensor]
     return lambda x_BK: torch.mm(x_BK, weight_KN)
 
 
-def needs_gradient(*tensors: Tensor) -> bool:
+def needs_gradient(*tensors: Tensor | None) -> bool:
     """Return whether autograd records what is computed from these tensors."""
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def linear(x: Tensor, weight_NK: Tensor, bias_N: Tensor) -> Tensor:

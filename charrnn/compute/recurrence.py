@@ -24,6 +24,10 @@ from charrnn.config import CellName
 _TYPES = (torch.float32, torch.bfloat16)
 """Types of typed tensors: without and with products in bf16."""
 
+_KEPT: dict[CellName, int] = {"rnn": 0, "lstm": 5, "gru": 4}
+"""How many numbers a unit's step keeps for the backward loop: of an LSTM i, f, g, o and tanh(c); of
+a GRU r, z, m and n, where ``n = tanh(W x + b + r * m)`` and ``m = U h + bias``."""
+
 
 class Loops(Multiplier):
     """The functions of ``recurrence.c``, on tensors.
@@ -33,15 +37,16 @@ class Loops(Multiplier):
     has them. Sizes and the indices in ``which_TB`` are not checked. Tensors that are returned are
     allocated here. In all functions
 
-    - ``weight_GH`` or ``weight_HH`` is U;
+    - ``weight_GH`` is U;
     - ``projected`` is W x + b of every time step, [T, B, G], or of D distinct x, [D, G], and
       ``which_TB`` says which of these each step reads (None: its own);
-    - ``states_TBH`` and ``cells_TBH`` hold all states and cells, [T + 1, B, H]; a forward loop
-      is given the first and fills in the rest;
-    - ``kept_TBGH`` holds what the backward loop needs of the forward one, which returns it if
-      ``keep``;
-    - ``d_out_TBH`` is the gradient of the outputs; ``dh_BH`` and ``dc_BH`` are the gradients of the
-      last state and cell, and are overwritten with those of the first;
+    - ``states_TBH`` and, of an LSTM, ``cells_TBH`` hold all states and cells, [T + 1, B, H]; the
+      forward loop is given the first and fills in the rest;
+    - ``bias_H`` is a GRU's second bias;
+    - ``kept_TBGH`` holds what else the backward loop needs of the forward one, [T, B, numbers of a
+      unit, H] (``_KEPT``);
+    - ``d_out_TBH`` is the gradient of the outputs; ``dh_BH`` and, of an LSTM, ``dc_BH`` are those
+      of the last state and cell, and are overwritten with those of the first;
     - what is returned "typed" is in the products' type, as they read it.
 
     All raise TypeError for tensors that C would misread (``refuse_misreadable``).
@@ -56,96 +61,56 @@ class Loops(Multiplier):
         #: The ways of making a loop, by its function, the shape of its panels, and its sizes.
         self._fastest: dict[Hashable, Fastest] = {}
 
-    def rnn_forward(
+    def forward(
         self,
-        weight_HH: Tensor,
-        projected: Tensor,
-        which_TB: Tensor | None,
-        states_TBH: Tensor,
-    ) -> Tensor:
-        """Fill in the states; return them in the type of ``projected``."""
-        inputs = (projected, which_TB, None)
-        return self._forward("rnn", weight_HH, *inputs, states_TBH, None, None)
-
-    def rnn_backward(
-        self,
-        weight_HH: Tensor,
-        states_TBH: Tensor,
-        d_out_TBH: Tensor,
-        dh_BH: Tensor,
-    ) -> Tensor:
-        """Return the gradient before each tanh, [T, B, H], typed."""
-        tensors = (states_TBH, None, None, d_out_TBH, dh_BH, None)
-        d_TBH, _ = self._backward("rnn", weight_HH, *tensors)
-        return d_TBH
-
-    def lstm_forward(
-        self,
+        cell: CellName,
         weight_GH: Tensor,
         projected: Tensor,
         which_TB: Tensor | None,
         states_TBH: Tensor,
-        cells_TBH: Tensor,
-        keep: bool,
+        cells_TBH: Tensor | None = None,
+        bias_H: Tensor | None = None,
+        keep: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Fill in states and cells; return the states as ``rnn_forward`` does, and what is kept.
+        """Fill in the states; return them in the type of ``projected``, and what is kept.
 
-        That is, if ``keep``, i, f, g, o and tanh(c), [T, B, 5, H].
+        That is None unless ``keep``. Each gate's columns of U transposed get panels of their own.
         """
-        kept_TBGH = _room_to_keep(states_TBH, 5, keep)
-        inputs = (projected, which_TB, None)
-        typed_TBH = self._forward("lstm", weight_GH, *inputs, states_TBH, cells_TBH, kept_TBGH)
-        return typed_TBH, kept_TBGH
+        hidden = weight_GH.shape[1]
+        kept_TBGH = _room_to_keep(states_TBH, _KEPT[cell], keep)
+        if more := -hidden % self._width:
+            by_gate_GHH = weight_GH.view(-1, hidden, hidden)
+            weight_GH = torch.nn.functional.pad(by_gate_GHH, (0, 0, 0, more)).flatten(0, 1)
+        narrow = self._is_narrow(projected)
+        wide = projected.float() if projected.dtype == torch.bfloat16 else projected
+        typed_TBH = self._room_for(narrow, states_TBH, hidden) if narrow else states_TBH
+        tensors = (wide, which_TB, bias_H, states_TBH, typed_TBH, cells_TBH, kept_TBGH)
+        self._run("forward", cell, narrow, weight_GH.t(), states_TBH[1:], *tensors)
+        return typed_TBH[..., :hidden].to(projected.dtype), kept_TBGH
 
-    def lstm_backward(
+    def backward(
         self,
+        cell: CellName,
         weight_GH: Tensor,
-        cells_TBH: Tensor,
-        kept_TBGH: Tensor,
+        states_TBH: Tensor | None,
+        cells_TBH: Tensor | None,
+        kept_TBGH: Tensor | None,
         d_out_TBH: Tensor,
         dh_BH: Tensor,
-        dc_BH: Tensor,
-    ) -> Tensor:
-        """Return the gradients of i, f, g and o before their functions, [T, B, 4H], typed."""
-        tensors = (None, cells_TBH, kept_TBGH, d_out_TBH, dh_BH, dc_BH)
-        d_TBG, _ = self._backward("lstm", weight_GH, *tensors)
-        return d_TBG
-
-    def gru_forward(
-        self,
-        weight_GH: Tensor,
-        projected: Tensor,
-        which_TB: Tensor | None,
-        bias_H: Tensor,
-        states_TBH: Tensor,
-        keep: bool,
+        dc_BH: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Fill in the states; return them as ``rnn_forward`` does, and what is kept.
+        """Return the gradient of U h, [T, B, G], and of a GRU's n before its tanh, [T, B, H].
 
-        That is, if ``keep``, r, z, m and n, [T, B, 4, H]: ``n = tanh(W x + b + r * m)``, and
-        ``m = U h + bias``.
+        Both are typed. An LSTM's states are not read.
         """
-        kept_TBGH = _room_to_keep(states_TBH, 4, keep)
-        inputs = (projected, which_TB, bias_H)
-        typed_TBH = self._forward("gru", weight_GH, *inputs, states_TBH, None, kept_TBGH)
-        return typed_TBH, kept_TBGH
-
-    def gru_backward(
-        self,
-        weight_GH: Tensor,
-        states_TBH: Tensor,
-        kept_TBGH: Tensor,
-        d_out_TBH: Tensor,
-        dh_BH: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the gradients of r and z before their sigmas and of m, [T, B, 3H]; and of n.
-
-        Both are typed.
-        """
-        tensors = (states_TBH, None, kept_TBGH, d_out_TBH, dh_BH, None)
-        d_TBG, d_n_TBH = self._backward("gru", weight_GH, *tensors)
-        assert d_n_TBH is not None
-        return d_TBG, d_n_TBH
+        narrow = self._is_narrow(d_out_TBH)
+        d_out_TBH = d_out_TBH.to(_TYPES[narrow]).contiguous()
+        d_TBG = self._room_for(narrow, d_out_TBH, len(weight_GH))
+        d_n_TBH = torch.empty_like(d_out_TBH) if cell == "gru" else None
+        given = (states_TBH, cells_TBH, kept_TBGH, d_out_TBH)
+        tensors = (*given, dh_BH, dc_BH, d_TBG, d_n_TBH)
+        self._run("backward", cell, narrow, weight_GH, d_out_TBH, *tensors)
+        return d_TBG[..., : len(weight_GH)], d_n_TBH
 
     def sum_rows(self, x_TBN: Tensor, which_TB: Tensor | None = None, count: int = 1) -> Tensor:
         """Return sums over time and lanes, [D, N], in float32.
@@ -177,54 +142,6 @@ class Loops(Multiplier):
         arguments: tuple[Tensor | int, ...] = (threads, count, outputs, inputs, *tensors)
         self._library.weight_gradient(*map(argument, arguments))
         return gradient_NK
-
-    def _forward(
-        self,
-        cell: CellName,
-        weight_GH: Tensor,
-        projected: Tensor,
-        which_TB: Tensor | None,
-        bias_H: Tensor | None,
-        states_TBH: Tensor,
-        cells_TBH: Tensor | None,
-        kept_TBGH: Tensor | None,
-    ) -> Tensor:
-        """Call the forward loop; each gate's columns of U transposed get panels of their own.
-
-        Returns:
-            The states, in the type of ``projected``.
-        """
-        hidden = weight_GH.shape[1]
-        if more := -hidden % self._width:
-            by_gate_GHH = weight_GH.view(-1, hidden, hidden)
-            weight_GH = torch.nn.functional.pad(by_gate_GHH, (0, 0, 0, more)).flatten(0, 1)
-        narrow = self._is_narrow(projected)
-        wide = projected.float() if projected.dtype == torch.bfloat16 else projected
-        typed_TBH = self._room_for(narrow, states_TBH, hidden) if narrow else states_TBH
-        tensors = (wide, which_TB, bias_H, states_TBH, typed_TBH, cells_TBH, kept_TBGH)
-        self._run("forward", cell, narrow, weight_GH.t(), states_TBH[1:], *tensors)
-        return typed_TBH[..., :hidden].to(projected.dtype)
-
-    def _backward(
-        self,
-        cell: CellName,
-        weight_GH: Tensor,
-        states_TBH: Tensor | None,
-        cells_TBH: Tensor | None,
-        kept_TBGH: Tensor | None,
-        d_out_TBH: Tensor,
-        dh_BH: Tensor,
-        dc_BH: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Call the backward loop; return the gradients before the gates' functions, and of n."""
-        narrow = self._is_narrow(d_out_TBH)
-        d_out_TBH = d_out_TBH.to(_TYPES[narrow]).contiguous()
-        d_TBG = self._room_for(narrow, d_out_TBH, len(weight_GH))
-        d_n_TBH = torch.empty_like(d_out_TBH) if cell == "gru" else None
-        given = (states_TBH, cells_TBH, kept_TBGH, d_out_TBH)
-        tensors = (*given, dh_BH, dc_BH, d_TBG, d_n_TBH)
-        self._run("backward", cell, narrow, weight_GH, d_out_TBH, *tensors)
-        return d_TBG[..., : len(weight_GH)], d_n_TBH
 
     def _is_narrow(self, x: Tensor) -> bool:
         """Whether products are in bf16 for such inputs, or such gradients of outputs."""

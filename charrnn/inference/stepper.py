@@ -68,7 +68,7 @@ class CompiledStepper:
                     matrix(cell.weight_input) if index else None,
                     matrix(cell.weight_recurrent),
                     cell.bias if index else None,
-                    cell.bias_recurrent if isinstance(cell, GRU) else None,
+                    cell.bias_recurrent,
                     *state,
                 )
                 for index, (cell, state) in enumerate(

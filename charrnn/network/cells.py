@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from charrnn.compute.autograd import has_lstm_loop, run_gru, run_lstm, run_rnn
+from charrnn.compute.autograd import has_loop, run_window
 from charrnn.compute.device import has_capability
 from charrnn.compute.kernels import dropout, linear
 from charrnn.config import CELL_GATES, CellName
@@ -64,21 +64,27 @@ class Cell(nn.Module, ABC):
             (DropConnect: Merity, Keskar, Socher 2018).
 
     Attributes:
+        name: Which cell it is.
         gates: G, the number of blocks stacked in the weights.
         gate_names: The names of the gates whose values lie between 0 and 1, in the order of their
             blocks.
         states: The names of the state's tensors; the first, h, is also the output.
         keepers: For each state that has one, the gate that multiplies it, unit by unit, on its way
             to the next step: an open gate keeps the state.
+        torch_operator: torch's own for a window.
         weight_input: W [G*H, E].
         weight_recurrent: U [G*H, H].
         bias: b [G*H].
+        bias_recurrent: A GRU's second bias [H]; None in the others.
     """
 
+    name: ClassVar[CellName]
     gates: ClassVar[int]
     gate_names: ClassVar[tuple[str, ...]]
     states: ClassVar[tuple[str, ...]]
     keepers: ClassVar[dict[str, str]]
+    torch_operator: ClassVar[Callable[..., tuple[Tensor, ...]]]
+    bias_recurrent: nn.Parameter | None
 
     def __init__(self, inputs: int, hidden: int, weight_drop: float = 0.0) -> None:
         super().__init__()
@@ -89,6 +95,7 @@ class Cell(nn.Module, ABC):
         self.weight_input = nn.Parameter(torch.empty(rows, inputs))
         self.weight_recurrent = nn.Parameter(torch.empty(rows, hidden))
         self.bias = nn.Parameter(torch.zeros(rows))
+        self.register_parameter("bias_recurrent", None)
         nn.init.normal_(self.weight_input, std=inputs**-0.5)
         for block_HH in self.weight_recurrent.detach().chunk(self.gates):
             nn.init.orthogonal_(block_HH)
@@ -119,10 +126,11 @@ class Cell(nn.Module, ABC):
             step, in the type of ``state``.
 
         Raises:
-            ValueError: the state has not as many lanes as the inputs, or not H units.
+            ValueError: the state has not as many tensors as ``states``, not as many lanes as the
+                inputs, or not H units.
         """
         shape = (x if which_TB is None else which_TB).shape[1], self.hidden
-        for part_BH in state:
+        for _, part_BH in zip(self.states, state, strict=True):
             if part_BH.shape != shape:  # C would read beyond its end, and so would oneDNN
                 raise ValueError(
                     f"the state must be [lanes, units] = {list(shape)}, not {list(part_BH.shape)}"
@@ -133,11 +141,54 @@ class Cell(nn.Module, ABC):
         out_TBH, after = self._run(x, state, u_GH, which_TB)
         return out_TBH, tuple(a.to(s.dtype) for a, s in zip(after, state, strict=True))
 
-    @abstractmethod
     def _run(
         self, x: Tensor, state: State, u_GH: Tensor, which_TB: Tensor | None
     ) -> tuple[Tensor, State]:
         """Do what ``forward`` does, with U as it is given; the new state may be of any type."""
+        if not x.is_cpu or not has_loop(self.name, x.dtype):
+            return self._run_torch(x, state, u_GH, which_TB)
+        dtype = torch.promote_types(x.dtype, torch.float32)  # the loops': float32 or float64
+        projected = linear(x, self.weight_input.to(dtype), self.bias.to(dtype))
+        before = [part_BH.to(dtype) for part_BH in state]
+        second = self.bias_recurrent
+        second_H = None if second is None else second.to(dtype)
+        return run_window(self.name, projected, before, u_GH.to(dtype), second_H, which_TB)
+
+    def _run_torch(
+        self, x: Tensor, state: State, u_GH: Tensor, which_TB: Tensor | None
+    ) -> tuple[Tensor, State]:
+        """Do what ``_run`` does by torch's operator: cuDNN on CUDA, oneDNN's LSTM on a CPU.
+
+        On CUDA a recurrence in bf16 needs cuDNN 9.13 or newer (``device.recurs_in_bf16``). With an
+        older one torch runs the time steps one after another in its own kernels, which round an
+        LSTM's memory cell at every step and sum the gradients of W and U in bf16.
+        """
+        narrow = x.is_cpu and x.dtype == torch.bfloat16  # on a CPU only an LSTM comes here
+        is_wrong = narrow and self.hidden >= _WRONG_IN_TILES and has_capability("amx_bf16")
+        wide = x.float() if is_wrong else x
+        x_TBE = wide if which_TB is None else F.embedding(which_TB, wide)
+        if self.bias_recurrent is None:
+            second_G = torch.zeros_like(self.bias)
+        else:  # torch's is added to U h of all gates; ours only to the last one's
+            second_G = F.pad(self.bias_recurrent, (len(self.bias) - self.hidden, 0))
+        weights = [self.weight_input, u_GH, self.bias, second_G]
+        if x_TBE.is_cuda:
+            allow_tensor_cores(x_TBE.dtype)
+            # cuDNN wants its weights in one piece; otherwise torch warns and copies them at every
+            # call. They are put together here, differentiably, because they may be cast or dropped.
+            flat = torch.cat([weight.flatten().to(x_TBE.dtype) for weight in weights])
+            pieces = torch.split_with_sizes(flat, [weight.numel() for weight in weights])
+            weights = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
+        else:
+            weights = [weight.to(x_TBE.dtype) for weight in weights]
+        cast = [s.to(x_TBE.dtype)[None] for s in state]
+        before: Any = cast if len(cast) > 1 else cast[0]
+        # cuDNN needs `train` whenever there will be a backward pass, even in evaluation mode.
+        layers, drop, train = 1, 0.0, torch.is_grad_enabled()
+        out_TBH, *after = self.torch_operator(
+            x_TBE, before, weights, True, layers, drop, train, False, False
+        )
+        return out_TBH.to(x.dtype), tuple(s[0] for s in after)
 
     @abstractmethod
     def step(
@@ -155,17 +206,6 @@ class Cell(nn.Module, ABC):
         """
 
 
-def _has_own_loop(x: Tensor) -> bool:
-    """Return whether RNN and GRU run in ``charrnn.compute.autograd`` rather than in torch."""
-    return x.device.type == "cpu"
-
-
-def _typed(*tensors: Tensor, like: Tensor) -> tuple[Tensor, ...]:
-    """Return weights and state in the loops' type for inputs like these: float32 or float64."""
-    dtype = torch.promote_types(like.dtype, torch.float32)
-    return tuple(tensor.to(dtype) for tensor in tensors)
-
-
 def allow_tensor_cores(dtype: torch.dtype) -> None:
     """Let cuDNN's recurrences use tensor cores, except that float32 must not be rounded to TF32.
 
@@ -176,61 +216,15 @@ def allow_tensor_cores(dtype: torch.dtype) -> None:
     torch.backends.cudnn.allow_tf32 = dtype != torch.float32
 
 
-def _run_torch(
-    operator: Callable[..., tuple[Tensor, ...]],
-    x: Tensor,
-    state: State,
-    weights: list[Tensor],
-    which_TB: Tensor | None,
-) -> tuple[Tensor, State]:
-    """Run one of torch's recurrent operators: cuDNN on CUDA, oneDNN's LSTM on a CPU.
-
-    On CUDA a recurrence in bf16 needs cuDNN 9.13 or newer (``device.recurs_in_bf16``). With an
-    older one torch runs the time steps one after another in its own kernels, which round an LSTM's
-    memory cell at every step and sum the gradients of W and U in bf16.
-
-    Args:
-        operator: ``torch.lstm``, ``torch.gru`` or ``torch.rnn_tanh``.
-        x: Inputs.
-        state: The state's tensors, [B, H] each; they are cast to the inputs' type.
-        weights: Input and recurrent weights and both biases, in the operator's order.
-        which_TB: Which of the inputs each time step reads, or None.
-    """
-    x_TBE = x if which_TB is None else F.embedding(which_TB, x)
-    if x_TBE.is_cuda:
-        allow_tensor_cores(x_TBE.dtype)
-        # cuDNN wants its weights in one piece; otherwise torch warns and copies them at every
-        # call. They are put together here, differentiably, because they may be cast or dropped.
-        flat = torch.cat([weight.flatten().to(x_TBE.dtype) for weight in weights])
-        pieces = torch.split_with_sizes(flat, [weight.numel() for weight in weights])
-        weights = [piece.view_as(weight) for piece, weight in zip(pieces, weights, strict=True)]
-    else:
-        weights = [weight.to(x_TBE.dtype) for weight in weights]
-    cast = [s.to(x_TBE.dtype)[None] for s in state]
-    before: Any = cast if len(cast) > 1 else cast[0]
-    # cuDNN needs `train` whenever there will be a backward pass, even in evaluation mode.
-    layers, drop, train = 1, 0.0, torch.is_grad_enabled()
-    out_TBH, *after = operator(x_TBE, before, weights, True, layers, drop, train, False, False)
-    return out_TBH, tuple(s[0] for s in after)
-
-
 class RNN(Cell):
     """A plain recurrent layer with tanh (Elman 1990)."""
 
+    name = "rnn"
     gates = CELL_GATES["rnn"]
     gate_names = ()
     states = ("h",)
     keepers: ClassVar[dict[str, str]] = {}
-
-    def _run(
-        self, x: Tensor, state: State, u_GH: Tensor, which_TB: Tensor | None
-    ) -> tuple[Tensor, State]:
-        if _has_own_loop(x):
-            w, u, b, h_BH = _typed(self.weight_input, u_GH, self.bias, *state, like=x)
-            out_TBH, h_BH = run_rnn(linear(x, w, b), h_BH, u, which_TB)
-            return out_TBH, (h_BH,)
-        weights = [self.weight_input, u_GH, self.bias, torch.zeros_like(self.bias)]
-        return _run_torch(torch.rnn_tanh, x, state, weights, which_TB)
+    torch_operator = torch.rnn_tanh
 
     def step(
         self, input_BG: Tensor, state: State, u_GH: Tensor
@@ -246,28 +240,16 @@ class LSTM(Cell):
     The forget gate starts open, with bias 1 (Jozefowicz, Zaremba, Sutskever 2015).
     """
 
+    name = "lstm"
     gates = CELL_GATES["lstm"]
     gate_names = ("input", "forget", "output")
     states = ("h", "c")
     keepers: ClassVar[dict[str, str]] = {"c": "forget"}
+    torch_operator = torch.lstm
 
     def __init__(self, inputs: int, hidden: int, weight_drop: float = 0.0) -> None:
         super().__init__(inputs, hidden, weight_drop)
         nn.init.ones_(self.bias.detach()[hidden : 2 * hidden])
-
-    def _run(
-        self, x: Tensor, state: State, u_GH: Tensor, which_TB: Tensor | None
-    ) -> tuple[Tensor, State]:
-        if x.device.type == "cpu" and has_lstm_loop(x.dtype):
-            w, u, b, h_BH, c_BH = _typed(self.weight_input, u_GH, self.bias, *state, like=x)
-            out_TBH, *after = run_lstm(linear(x, w, b), h_BH, c_BH, u, which_TB)
-            return out_TBH, tuple(after)
-        weights = [self.weight_input, u_GH, self.bias, torch.zeros_like(self.bias)]
-        narrow = x.device.type == "cpu" and x.dtype == torch.bfloat16
-        is_wrong = narrow and self.hidden >= _WRONG_IN_TILES and has_capability("amx_bf16")
-        wide = x.float() if is_wrong else x
-        out_TBH, last = _run_torch(torch.lstm, wide, state, weights, which_TB)
-        return out_TBH.to(x.dtype), last
 
     def step(
         self, input_BG: Tensor, state: State, u_GH: Tensor
@@ -291,29 +273,18 @@ class GRU(Cell):
             gate scales it.
     """
 
+    name = "gru"
     gates = CELL_GATES["gru"]
     gate_names = ("reset", "update")
     states = ("h",)
     keepers: ClassVar[dict[str, str]] = {"h": "update"}
+    torch_operator = torch.gru
+    bias_recurrent: nn.Parameter
 
     def __init__(self, inputs: int, hidden: int, weight_drop: float = 0.0) -> None:
         super().__init__(inputs, hidden, weight_drop)
         self.bias_recurrent = nn.Parameter(torch.zeros(hidden))
         nn.init.ones_(self.bias.detach()[hidden : 2 * hidden])
-
-    def _run(
-        self, x: Tensor, state: State, u_GH: Tensor, which_TB: Tensor | None
-    ) -> tuple[Tensor, State]:
-        if _has_own_loop(x):
-            w, u, b, d_H, h_BH = _typed(
-                self.weight_input, u_GH, self.bias, self.bias_recurrent, *state, like=x
-            )
-            out_TBH, h_BH = run_gru(linear(x, w, b), h_BH, u, d_H, which_TB)
-            return out_TBH, (h_BH,)
-        # torch's second bias is added to U h of all gates; ours only to the candidate's.
-        second = F.pad(self.bias_recurrent, (2 * self.hidden, 0))
-        weights = [self.weight_input, u_GH, self.bias, second]
-        return _run_torch(torch.gru, x, state, weights, which_TB)
 
     def step(
         self, input_BG: Tensor, state: State, u_GH: Tensor
