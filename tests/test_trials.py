@@ -102,17 +102,3 @@ def test_an_interrupted_call_leaves_no_trace(ways: Ways) -> None:
         call(fastest, 1)
     call(fastest, 2 + 4 + 20)
     assert ways.called == [0] + [0] * 2 + [1] * 4 + [1] * 20
-
-
-def test_a_call_during_which_other_threads_go_on_counts_for_its_own_way(ways: Ways) -> None:
-    """Else it would end the trial of a way that has not been called yet."""
-    meanwhile = [2]
-
-    def overtaken(*arguments: object) -> None:
-        if meanwhile:
-            call(fastest, meanwhile.pop())  # as another thread would: it ends this trial
-        ways.function(0)(*arguments)
-
-    fastest = Fastest([overtaken, ways.function(1)])
-    call(fastest, 1 + 4)
-    assert ways.called == [0] * 3 + [1] * 4

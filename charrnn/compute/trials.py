@@ -7,7 +7,6 @@ differ from machine to machine, and on what else the machine does, which changes
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from threading import Lock
 from time import perf_counter
 from typing import Any
 
@@ -23,7 +22,7 @@ class Fastest:
     """Calls, of several functions that do the same, the one that has lately been the fastest.
 
     All are tried again and again. With each turn of a function, what it took before counts half as
-    much, so that neither one slow call nor the past decides for long. Threads may call it at once.
+    much, so that neither one slow call nor the past decides for long.
 
     Args:
         functions: what to choose from. What a call does must not depend on which one is called.
@@ -37,20 +36,17 @@ class Fastest:
         self._trials = [0.0] * len(functions)
         # Whose trial it is, or after the last one the fastest's turn; who is called; seconds left.
         self._turn, self._now, self._left = 0, 0, _TRIAL
-        self._lock = Lock()
 
     def __call__(self, *arguments: Any) -> None:
         """Call one of the functions, and time it."""
-        now, start = self._now, perf_counter()
-        self._functions[now](*arguments)
+        start = perf_counter()
+        self._functions[self._now](*arguments)
         took = perf_counter() - start
-        with self._lock:
-            self._seconds[now] += took
-            self._calls[now] += 1
-            if now == self._now:  # calls of other threads may have ended its turn
-                self._left -= took
-                if self._left <= 0:
-                    self._take_turns()
+        self._seconds[self._now] += took
+        self._calls[self._now] += 1
+        self._left -= took
+        if self._left <= 0:
+            self._take_turns()
 
     def _take_turns(self) -> None:
         """After the trial of the last function, take the fastest; after that, begin again."""
