@@ -29,20 +29,16 @@ class Library:
 
     Attributes:
         FILE: the name of the C file, in this package.
-        FUNCTIONS: the file's own functions that return nothing.
-        SIZES: those that return a long.
+        SIZES: those of the file's own functions that return something: a long.
         flaw: why it was compiled for any processor rather than for this one; None: it was not.
     """
 
     FILE: ClassVar[str]
-    FUNCTIONS: ClassVar[Sequence[str]]
-    SIZES: ClassVar[Sequence[str]] = ()
+    SIZES: ClassVar[Sequence[str]]
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self.flaw: str | None = None
-        for name in self.FUNCTIONS:
-            getattr(library, name).restype = None
         for name in self.SIZES:
             getattr(library, name).restype = ctypes.c_long
 

@@ -28,9 +28,6 @@ class Passes(Library):
     """
 
     FILE = "passes.c"
-    FUNCTIONS = (
-        "dropout", "dropout_backward", "cross_entropy", "adam", "muon_gather", "muon_move"
-    )  # fmt: skip
     SIZES = ("loss_room",)
 
     def dropout(self, x: Tensor, seed: int, masks: int, least_kept: int, scale: float) -> Tensor:

@@ -43,7 +43,6 @@ class Multiplier(Library):
 
     def __init__(self, library: ctypes.CDLL) -> None:
         super().__init__(library)
-        library.prepare.restype = None
         for name in ("panel_width", "narrow_depth", "byte_depth"):
             getattr(library, name).restype = ctypes.c_long
         library.prepare()

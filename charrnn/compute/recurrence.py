@@ -53,7 +53,6 @@ class Loops(Multiplier):
     """
 
     FILE = "recurrence.c"
-    FUNCTIONS = ("forward", "backward", "sum_rows", "weight_gradient")
     SIZES = ("gradient_room",)
 
     def __init__(self, library: ctypes.CDLL) -> None:

@@ -57,7 +57,6 @@ class Steps(Multiplier):
     """The functions of ``step.c``."""
 
     FILE = "step.c"
-    FUNCTIONS = ("step", "draw")
     SIZES = ("step_room",)
 
     def matrix(self, weight_NK: Tensor, scale_N: Tensor | None = None) -> Tensor:
