@@ -91,6 +91,14 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONWA
 ENVIRONMENT.pop("PYTHONUNBUFFERED", None)
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """Let a test set the number of torch's threads."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Report the promises at the end of the session, and hide GPUs from all but the GPU tests.
 

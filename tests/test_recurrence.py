@@ -41,21 +41,16 @@ def run(
     Not the weights' gradient: oneDNN computes it, and may sum in another order.
     """
     torch.manual_seed(3)
-    weights = make_weights(cell, 1 / 4, hidden)
+    weight_GH = torch.randn(CELL_GATES[cell] * hidden, hidden) / 4
+    bias_H = torch.randn(hidden) if cell == "gru" else None
     state = torch.randn(2 if cell == "lstm" else 1, lanes, hidden).unbind()
     rows = (5,) if shared else (T, lanes)
     inputs = torch.randn(*rows, CELL_GATES[cell] * hidden)
     which = torch.randint(5, (T, lanes)) if shared else None
     wanted = [t.requires_grad_() for t in (inputs, *state)]
-    out, after = run_window(cell, inputs.to(dtype), state, *weights, which)
+    out, after = run_window(cell, inputs.to(dtype), state, weight_GH, bias_H, which)
     loss = out.float().square().sum() + sum(a.sum() for a in after)
     return [out, *after, *torch.autograd.grad(loss, wanted)]
-
-
-def make_weights(cell: CellName, scale: float, hidden: int = H) -> tuple[Tensor, Tensor | None]:
-    """Return U and, for a GRU, its second bias."""
-    weight_GH = torch.randn(CELL_GATES[cell] * hidden, hidden) * scale
-    return weight_GH, torch.randn(hidden) if cell == "gru" else None
 
 
 each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -65,6 +60,7 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], i
 @each_dtype
 @pytest.mark.parametrize("shared", [False, True], ids=["own", "shared"])
 @pytest.mark.parametrize(("lanes", "hidden"), [(B, H), (2, 733)])
+@pytest.mark.usefixtures("threads")
 def test_threads_change_no_bit(
     cell: CellName,
     dtype: torch.dtype,
@@ -77,15 +73,11 @@ def test_threads_change_no_bit(
     monkeypatch.setattr("charrnn.compute.products._LEAST_BYTES", 1)
     monkeypatch.setattr("charrnn.compute.trials._TRIAL", 1e-9)
     monkeypatch.setattr(recurrence.loops(), "_fastest", {})
-    threads = torch.get_num_threads()
     results = []
-    try:
-        for number in (1, 2, 3, 5):  # 23, 11, 7 and 4 lanes per thread, or one more
-            torch.set_num_threads(number)
-            # Two ways at most, each of which is tried by the first calls.
-            results += [run(cell, dtype, shared, lanes, hidden) for _ in range(2)]
-    finally:
-        torch.set_num_threads(threads)
+    for number in (1, 2, 3, 5):  # 23, 11, 7 and 4 lanes per thread, or one more
+        torch.set_num_threads(number)
+        # Two ways at most, each of which is tried by the first calls.
+        results += [run(cell, dtype, shared, lanes, hidden) for _ in range(2)]
     for others in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], others, strict=True))
 
@@ -96,26 +88,23 @@ def test_threads_change_no_bit(
     [(37, 71), (5, 3), (64, 192)],
     ids=["edges", "less than a tile", "whole tiles"],
 )
+@pytest.mark.usefixtures("threads")
 def test_a_weight_gradient_is_the_product_on_any_number_of_threads(
     machine: str, outputs: int, inputs: int
 ) -> None:
     """A core's cache holds 256 rows at a time; here are 3, 256 and 603."""
     library = loops_for(machine)
     torch.manual_seed(5)
-    threads = torch.get_num_threads()
-    try:
-        for steps, lanes in ((1, 3), (64, 4), (201, 3)):
-            d_TBN, x_TBK = torch.randn(steps, lanes, outputs), torch.randn(steps, lanes, inputs)
-            slow = torch.einsum("tbn,tbk->nk", d_TBN.double(), x_TBK.double())
-            for number in (1, 2, 3, 5):
-                torch.set_num_threads(number)
-                ours = library.weight_gradient(d_TBN, x_TBK)
-                torch.testing.assert_close(ours.double(), slow, rtol=0, atol=1e-4)
-                if number == 1:
-                    alone = ours
-                assert torch.equal(ours, alone)
-    finally:
-        torch.set_num_threads(threads)
+    for steps, lanes in ((1, 3), (64, 4), (201, 3)):
+        d_TBN, x_TBK = torch.randn(steps, lanes, outputs), torch.randn(steps, lanes, inputs)
+        slow = torch.einsum("tbn,tbk->nk", d_TBN.double(), x_TBK.double())
+        for number in (1, 2, 3, 5):
+            torch.set_num_threads(number)
+            ours = library.weight_gradient(d_TBN, x_TBK)
+            torch.testing.assert_close(ours.double(), slow, rtol=0, atol=1e-4)
+            if number == 1:
+                alone = ours
+            assert torch.equal(ours, alone)
 
 
 @needs_compiler
@@ -188,20 +177,6 @@ def test_an_lstm_runs_here_where_there_is_a_loop_for_its_type(
 
 
 @needs_compiler
-def test_a_broken_lane_stays_alone(cell: CellName) -> None:
-    torch.manual_seed(3)
-    weights = make_weights(cell, 1)
-    x = torch.randn(T, B, CELL_GATES[cell] * H)
-    whole = x.clone()
-    x[2, 3], x[4, 5] = torch.nan, -torch.inf
-    state = [torch.zeros(B, H)] * (2 if cell == "lstm" else 1)
-    out, expected = (run_window(cell, inputs, state, *weights)[0] for inputs in (x, whole))
-    assert out[2:, 3].isnan().all()
-    others = [lane for lane in range(B) if lane not in (3, 5)]
-    torch.testing.assert_close(out[:, others], expected[:, others], rtol=0, atol=1e-6)
-
-
-@needs_compiler
 @pytest.mark.parametrize("tiles", [True, False])
 def test_narrow_products_are_of_factors_rounded_to_the_nearest(tiles: bool) -> None:
     compiled = compile_library(recurrence.Loops, compiler_of(tiles=tiles))
@@ -224,25 +199,6 @@ def test_narrow_products_are_of_factors_rounded_to_the_nearest(tiles: bool) -> N
     d_out_TBH, dh_BH = torch.randn(1, B, H).bfloat16(), torch.randn(B, H)
     (d_BH,), _ = compiled.backward("rnn", weight_HH, states_TBH, None, None, d_out_TBH, dh_BH)
     close(dh_BH.double(), rounded(d_BH) @ rounded(weight_HH), atol=1e-5)
-
-
-@needs_compiler
-@each_dtype
-def test_nothing_is_kept_of_what_is_not_learned_from(dtype: torch.dtype) -> None:
-    compiled = recurrence.loops()
-    assert compiled is not None
-    results = []
-    for keep in (True, False):
-        torch.manual_seed(3)
-        h_TBH, c_TBH, g_TBH, bias_H = *torch.randn(3, T + 1, B, H), torch.randn(H)
-        weight_GH, x_TBG = torch.randn(4 * H, H) / 8, torch.randn(T, B, 4 * H).to(dtype)
-        of_lstm = compiled.forward("lstm", weight_GH, x_TBG, None, h_TBH, c_TBH, keep=keep)
-        weight_GH, x_TBG = weight_GH[: 3 * H], torch.randn(T, B, 3 * H).to(dtype)
-        of_gru = compiled.forward("gru", weight_GH, x_TBG, None, g_TBH, bias_H=bias_H, keep=keep)
-        assert (of_lstm[1] is None) == (of_gru[1] is None) == (not keep)
-        results.append((h_TBH, c_TBH, g_TBH))
-    for kept, bare in zip(*results, strict=True):
-        torch.testing.assert_close(bare, kept, rtol=0, atol=1e-6)
 
 
 @needs_compiler
