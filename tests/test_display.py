@@ -13,7 +13,7 @@ import subprocess
 import sys
 import termios
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +76,8 @@ EVENTS: tuple[Event, ...] = (
     Finished("done", complete=True),
 )
 
+Said = Callable[..., str]
+
 
 @pytest.fixture
 def run(prose: Path, tmp_path: Path) -> Iterator[Run]:
@@ -104,19 +106,20 @@ def show_all(display: Display, run: Run) -> None:
     display.close()
 
 
-def said(run: Run, event: Event, capsys: pytest.CaptureFixture[str]) -> str:
-    """Return what the plain display says about an event on stderr."""
-    display = open_display(as_json=False, quiet=False)
-    display.start(run)
-    capsys.readouterr()
-    display.show(event)
-    return capsys.readouterr().err
+@pytest.fixture
+def said(run: Run, capsys: pytest.CaptureFixture[str]) -> Said:
+    """Return what gives the plain display's words on stderr: on an event, or before any."""
 
+    def say(event: Event | None = None) -> str:
+        capsys.readouterr()
+        display = open_display(as_json=False, quiet=False)
+        display.start(run)
+        if event is not None:
+            capsys.readouterr()
+            display.show(event)
+        return capsys.readouterr().err
 
-def said_first(run: Run, capsys: pytest.CaptureFixture[str]) -> str:
-    """Return what the plain display says about a run on stderr before its first step."""
-    open_display(as_json=False, quiet=False).start(run)
-    return capsys.readouterr().err
+    return say
 
 
 class TestPlain:
@@ -146,12 +149,11 @@ class TestPlain:
             assert introduction.count(words) == 1, words
 
     def test_says_how_much_of_a_long_text_bzip2_takes(
-        self, run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self, run: Run, said: Said, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("charrnn.views.display.MOST_COMPRESSED", 599)
-        open_display(as_json=False, quiet=False).start(run)
         bits = run.baselines["bzip2"] / math.log(2)
-        assert f" ({bits:.3f}) of the first 599 held out\n" in capsys.readouterr().err
+        assert f" ({bits:.3f}) of the first 599 held out\n" in said()
 
     def test_a_model_of_bytes_reads_bytes(
         self, run: Run, capsys: pytest.CaptureFixture[str]
@@ -189,12 +191,14 @@ class TestPlain:
             f"sample from it with: charrnn sample '{run.folder.path}'",
         ]
 
-    def test_a_plan_made_again_says_so(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-        (line,) = said(run, Planned(9000, 100, 50, before=7000), capsys).splitlines()
+    def test_a_plan_made_again_says_so(
+        self, run: Run, capsys: pytest.CaptureFixture[str], said: Said
+    ) -> None:
+        (line,) = said(Planned(9000, 100, 50, before=7000)).splitlines()
         assert line.startswith("the speed has changed: planned again, 9,000 steps, ")
         # On a busy machine that happens again and again: small changes are no news.
-        assert said(run, Planned(9000, 100, 50, before=8000), capsys) == ""
-        assert said(run, Planned(7000, 100, 50, before=9000), capsys) != ""
+        assert said(Planned(9000, 100, 50, before=8000)) == ""
+        assert said(Planned(7000, 100, 50, before=9000)) != ""
         # They are news once they have added up.
         display = open_display(as_json=False, quiet=False)
         display.start(run)
@@ -205,39 +209,33 @@ class TestPlain:
             told.append(capsys.readouterr().err != "")
         assert told == [True, False, True, False]
 
-    def test_a_plan_says_how_much_of_the_minutes_is_left(
-        self, run: Run, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_a_plan_says_how_much_of_the_minutes_is_left(self, run: Run, said: Said) -> None:
         run.progress.seconds = 60 * 12.5
-        assert "epochs; 47:30 to go; " in said(run, PLANNED, capsys)
+        assert "epochs; 47:30 to go; " in said(PLANNED)
         run.progress.seconds = 60 * 61
-        assert "epochs; 0 s to go; " in said(run, PLANNED, capsys)
+        assert "epochs; 0 s to go; " in said(PLANNED)
 
-    def test_a_plan_of_steps_says_what_follows_it(
-        self, run: Run, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_a_plan_of_steps_says_what_follows_it(self, run: Run, said: Said) -> None:
         """Only for a resumed run, whose introduction shows the old values."""
         passes = f"{100 / run.lanes.steps_per_epoch:.2f}"
         run.config = replace(run.config, minutes=None, steps=100)
         held = "dropout 0.6 (2 masks), weight drop 0.48, weight decay 0.2, loss temperature 0.91"
         for run.resumed in (False, True):
-            assert f", {held}, seed 1\n" in said_first(run, capsys)
-            assert (said(run, Planned(100, 10, 601), capsys) != "") == run.resumed
-        (line,) = said(run, Planned(100, 10, 601), capsys).splitlines()
+            assert f", {held}, seed 1\n" in said()
+            assert (said(Planned(100, 10, 601)) != "") == run.resumed
+        (line,) = said(Planned(100, 10, 601)).splitlines()
         assert line == (
             f"planned 100 steps, {passes} epochs; dropout 0.6 (2 masks), weight drop 0.48, "
             "weight decay 0.2, loss temperature 0.91"
         )
-        assert said(run, Planned(100, 10, 601, before=50), capsys) == ""
+        assert said(Planned(100, 10, 601, before=50)) == ""
         run.config = replace(
             run.config, dropout_by_plan=False, decay_by_plan=False, temperature_by_plan=False
         )
-        assert said(run, Planned(100, 10, 601), capsys) == ""
+        assert said(Planned(100, 10, 601)) == ""
 
-    def test_says_how_long_it_was_stopped(
-        self, run: Run, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        line = said(run, Paused(20.25), capsys)
+    def test_says_how_long_it_was_stopped(self, run: Run, said: Said) -> None:
+        line = said(Paused(20.25))
         counts = "which does not count towards the run's time"
         assert line == f"the process was stopped for 20 s, {counts}\n"
 
@@ -250,10 +248,10 @@ class TestPlain:
         assert json.loads(capsys.readouterr().out)["device"] == "cuda"
 
     def test_a_device_without_a_name_goes_by_its_kind(
-        self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self, run: Run, said: Said, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(Run, "device", torch.device("mps"))
-        assert f"\ndevice  mps, {run.config.precision}; 60 minutes\n" in said_first(run, capsys)
+        assert f"\ndevice  mps, {run.config.precision}; 60 minutes\n" in said()
 
     @pytest.mark.parametrize(
         ("scored", "of"),
@@ -264,10 +262,10 @@ class TestPlain:
         ],
     )
     def test_says_what_the_best_loss_is_of_and_what_it_is_held_against(
-        self, run: Run, capsys: pytest.CaptureFixture[str], scored: int | None, of: str
+        self, run: Run, said: Said, scored: int | None, of: str
     ) -> None:
         run.progress.validate_characters = scored
-        _, best, _ = said(run, Finished("done", complete=True), capsys).splitlines()
+        _, best, _ = said(Finished("done", complete=True)).splitlines()
         assert run.valid is not None
         predicted = run.valid.first(scored or 601).predicted
         unigram = unigram_nats(run.train.counts, predicted.counts, run.vocabulary)
@@ -276,28 +274,28 @@ class TestPlain:
         assert best == f"best validation 2.0794 nats (3.000 bits) at step 1,100{of}{marks}"
 
     def test_holds_the_best_loss_against_no_compressor_of_other_characters(
-        self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self, run: Run, said: Said, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("charrnn.inference.baselines.MOST_COMPRESSED", 599)
-        _, best, _ = said(run, Finished("done", complete=True), capsys).splitlines()
+        _, best, _ = said(Finished("done", complete=True)).splitlines()
         assert best.endswith(f" at step 1,100; unigram {run.baselines['unigram']:.3f} nats")
         run.progress.validate_characters = 600
-        _, best, _ = said(run, Finished("done", complete=True), capsys).splitlines()
+        _, best, _ = said(Finished("done", complete=True)).splitlines()
         assert ", bzip2 " in best
 
     def test_holds_the_best_loss_against_nothing_once_the_text_has_changed(
-        self, run: Run, prose: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, run: Run, prose: Path, tmp_path: Path, said: Said
     ) -> None:
         text = tmp_path / "text"
         text.write_bytes(prose.read_bytes())
         run.valid = scan([str(text)], "utf-8").whole
         text.write_text("another", encoding="utf-8")
         for run.progress.best_nats in (3 * math.log(2), 1e6):
-            _, best, _ = said(run, Finished("done", complete=True), capsys).splitlines()
+            _, best, _ = said(Finished("done", complete=True)).splitlines()
             assert best.endswith(" at step 1,100")
 
     def test_holds_the_best_loss_against_guesses_of_the_same_characters(
-        self, run: Run, capsys: pytest.CaptureFixture[str]
+        self, run: Run, said: Said
     ) -> None:
         run.progress.validate_characters = 60
         marks, end = run.marks(), Finished("done", complete=True)
@@ -305,48 +303,44 @@ class TestPlain:
         worse = "that is worse than knowing only how frequent each symbol is"
         for more, is_worse in ((-1e-4, False), (1e-4, True)):
             run.progress.best_nats = marks["unigram"] + more
-            assert (worse in said(run, end, capsys)) == is_worse
+            assert (worse in said(end)) == is_worse
         run.progress.best_nats = marks["uniform"] + 1e-4
         alike = "that is worse than guessing every symbol with equal chance"
-        assert alike in said(run, end, capsys)
+        assert alike in said(end)
 
-    def test_says_that_none_is_held_out(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_says_that_none_is_held_out(self, run: Run, said: Said) -> None:
         run.valid, run.text = None, replace(run.text, valid=None)
-        first = said_first(run, capsys).splitlines()[0]
+        first = said().splitlines()[0]
         assert first.endswith("5,406 characters to train on, none held out")
 
-    def test_says_what_is_kept_to_test(self, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_says_what_is_kept_to_test(self, run: Run, said: Said) -> None:
         run.text = replace(run.text, test=(5000, 6007))
-        first = said_first(run, capsys).splitlines()[0]
+        first = said().splitlines()[0]
         assert first.endswith("601 held out to validate, 1,007 to test")
 
     @pytest.mark.parametrize("decay_embedding", [False, True])
-    def test_says_what_decays(
-        self, run: Run, capsys: pytest.CaptureFixture[str], decay_embedding: bool
-    ) -> None:
+    def test_says_what_decays(self, run: Run, said: Said, decay_embedding: bool) -> None:
         config = replace(
             run.config, weight_decay=0.3, decay_embedding=decay_embedding, loss_temperature=1.0,
             temperature_by_plan=False,
         )  # fmt: skip
         too = " (embedding and head too)" if decay_embedding else ""
         run.config = replace(config, decay_by_plan=False)
-        assert f", weight decay 0.3{too}, seed 1\n" in said_first(run, capsys)
-        assert "weight decay" not in said(run, PLANNED, capsys)
+        assert f", weight decay 0.3{too}, seed 1\n" in said()
+        assert "weight decay" not in said(PLANNED)
         run.config, run.resumed = config, True
-        assert f", weight decay 0.3{too}, seed 1\n" in said_first(run, capsys)
+        assert f", weight decay 0.3{too}, seed 1\n" in said()
         run.resumed = False
-        assert "weight decay" not in said_first(run, capsys)
-        assert f", weight decay 0.3{too}\n" in said(run, PLANNED, capsys)
+        assert "weight decay" not in said()
+        assert f", weight decay 0.3{too}\n" in said(PLANNED)
 
-    def test_says_what_divides_the_logits(
-        self, run: Run, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_says_what_divides_the_logits(self, run: Run, said: Said) -> None:
         config = replace(run.config, loss_temperature=0.75)
         for by_plan, resumed in ((False, False), (True, False), (True, True)):
             run.config, run.resumed = replace(config, temperature_by_plan=by_plan), resumed
-            started = said_first(run, capsys)
+            started = said()
             assert (", loss temperature 0.75, seed 1\n" in started) == (resumed or not by_plan)
-            planned = said(run, PLANNED, capsys)
+            planned = said(PLANNED)
             assert (", loss temperature 0.75\n" in planned) == by_plan
 
     def test_gives_no_advice_where_a_run_is_one_of_several(
@@ -363,43 +357,41 @@ class TestPlain:
         assert "charrnn" not in text
         assert text.endswith("the loss jumped to 3.456 nats at step 1,200, from a mean of 1.234\n")
 
-    def test_says_what_keeps_updates_small(
-        self, run: Run, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_says_what_keeps_updates_small(self, run: Run, said: Said) -> None:
         run.progress.best_nats = run.baselines["uniform"] + 0.1
         worse = "that is worse than guessing every symbol with equal chance: "
         spike, end = Spiked(1200, 1.234, 3.456), Finished("done", complete=True)
         improving = "it was still improving: give more --minutes, or another --lr\n"
-        assert f"{worse}{improving}" in said(run, end, capsys)
+        assert f"{worse}{improving}" in said(end)
         stop = Finished("stopped by Ctrl-C", complete=False)
-        assert f"{worse}it is not finished yet\n" in said(run, stop, capsys)
+        assert f"{worse}it is not finished yet\n" in said(stop)
         for since, run.progress.spike_step in ((0, 100), (1, 100)):
             run.progress.validations_since_best = since
-            assert f"{worse}the loss jumped: try a lower --lr\n" in said(run, end, capsys)
+            assert f"{worse}the loss jumped: try a lower --lr\n" in said(end)
         run.config = replace(run.config, clip_norm=None)
         lower = "the loss jumped: try a lower --lr or --clip-norm 1\n"
-        assert f"{worse}{lower}" in said(run, end, capsys)
+        assert f"{worse}{lower}" in said(end)
         run.progress.spike_step = None
-        assert "; a lower --lr or --clip-norm 1 makes that rarer\n" in said(run, spike, capsys)
+        assert "; a lower --lr or --clip-norm 1 makes that rarer\n" in said(spike)
         run.progress.validations_since_best = 1
         short = "with equal chance: the text is too short, or nothing in it repeats\n"
-        assert short in said(run, end, capsys)
+        assert short in said(end)
         run.owner = "charrnn compare --run all --resume"
-        assert "worse than guessing every symbol with equal chance\n" in said(run, end, capsys)
+        assert "worse than guessing every symbol with equal chance\n" in said(end)
         run.progress.best_nats = run.baselines["unigram"] + 0.1
         assert run.progress.best_nats < run.baselines["uniform"]
         worse = "that is worse than knowing only how frequent each symbol is"
-        assert f"{worse}\n" in said(run, end, capsys)
+        assert f"{worse}\n" in said(end)
         run.owner = None
-        assert f"{worse}: the text is too short, or" in said(run, end, capsys)
+        assert f"{worse}: the text is too short, or" in said(end)
         run.progress.validations_since_best = 0
-        assert f"{worse}: {improving}" in said(run, end, capsys)
+        assert f"{worse}: {improving}" in said(end)
         run.progress.best_nats = run.baselines["unigram"]
-        assert "worse" not in said(run, end, capsys)
+        assert "worse" not in said(end)
 
     @pytest.mark.parametrize("since_best", [0, 1])
     def test_says_that_unknown_characters_are_what_costs(
-        self, run: Run, capsys: pytest.CaptureFixture[str], since_best: int
+        self, run: Run, said: Said, since_best: int
     ) -> None:
         assert run.unknown_share == 0
         run.progress.best_nats = run.baselines["uniform"] + 0.1
@@ -407,21 +399,21 @@ class TestPlain:
         words = "chance: 76 % of the characters held out are unknown, which is what costs so much: "
         for share, is_cause in ((0.764, True), (0.09, False)):
             run.unknown_share = share
-            assert (words in said(run, Finished("done", complete=True), capsys)) == is_cause
+            assert (words in said(Finished("done", complete=True))) == is_cause
         run.unknown_share = 0.764
         like = "hold out text like the training text\n"
-        assert like in said(run, Finished("done", complete=True), capsys)
+        assert like in said(Finished("done", complete=True))
         # The vocabulary of another model lacks those of the training text, too.
         run.train.__dict__["counts"] = dict.fromkeys(range(0x4E00, 0x4F00), 99)
         rare = "what costs so much: give a smaller --min-count\n"
-        assert rare in said(run, Finished("done", complete=True), capsys)
+        assert rare in said(Finished("done", complete=True))
         run.config = replace(run.config, init_from="/elsewhere")
         kept = "what costs so much: leave --init-from out, as that model does not know them\n"
-        assert kept in said(run, Finished("done", complete=True), capsys)
+        assert kept in said(Finished("done", complete=True))
 
     @pytest.mark.parametrize("live", [False, True])
     def test_scaling_is_not_called_clipping(
-        self, run: Run, capsys: pytest.CaptureFixture[str], live: bool
+        self, run: Run, capsys: pytest.CaptureFixture[str], said: Said, live: bool
     ) -> None:
         run.config = replace(run.config, clip_norm=None, scale_norm=0.5)
         if live:
@@ -431,21 +423,19 @@ class TestPlain:
             panel.close()
             shown = capsys.readouterr().err
         else:
-            shown = said(run, LOGGED, capsys)
+            shown = said(LOGGED)
         assert "scaled down 30 %" in shown
         assert "clipped" not in shown
 
     def test_what_nothing_bounds_is_not_called_clipped_at_0_percent(
-        self, run: Run, capsys: pytest.CaptureFixture[str]
+        self, run: Run, said: Said
     ) -> None:
         run.config = replace(run.config, clip_norm=None, clip_value=None, scale_norm=None)
-        assert "  not clipped  " in said(run, LOGGED, capsys)
+        assert "  not clipped  " in said(LOGGED)
 
-    def test_a_row_without_a_speed_has_none(
-        self, run: Run, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_a_row_without_a_speed_has_none(self, said: Said) -> None:
         row = {name: value for name, value in LOGGED.row.items() if name != "chars_per_second"}
-        assert "  - chars/s  " in said(run, replace(LOGGED, row=row), capsys)
+        assert "  - chars/s  " in said(replace(LOGGED, row=row))
 
     def test_lines_of_progress_come_now_and_then(
         self, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -460,31 +450,25 @@ class TestPlain:
             clock[0] += 1
         assert capsys.readouterr().err.count("train") == 4
 
-    def test_says_why_an_update_is_not_captured(
-        self, run: Run, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert said(run, Uncaptured("out of memory"), capsys) == (
+    def test_says_why_an_update_is_not_captured(self, said: Said) -> None:
+        assert said(Uncaptured("out of memory")) == (
             "the update cannot be captured in a CUDA graph, so it is slower: out of memory\n"
         )
 
-    def test_a_stopped_run_says_how_to_go_on(
-        self, run: Run, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_a_stopped_run_says_how_to_go_on(self, run: Run, said: Said) -> None:
         run.progress.best_step = 0
-        text = said(run, Finished("SIGINT", complete=False), capsys)
+        text = said(Finished("SIGINT", complete=False))
         assert "no update made" not in text
         lines = text.splitlines()
         assert lines[0].startswith("stopped by Ctrl-C and saved after 1,200 steps")
         assert lines[-1] == f"go on with: {run.command()}"
         assert "--resume" in lines[-1]
 
-    def test_a_resumed_run_says_where_it_is(
-        self, run: Run, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_a_resumed_run_says_where_it_is(self, run: Run, said: Said) -> None:
         run.resumed = True
         run.progress.seconds = 61
         run.notes.append("what the user should know")
-        lines = said_first(run, capsys).splitlines()
+        lines = said().splitlines()
         assert lines[-2:] == [
             "note: what the user should know",
             "resumed at step 1,200, after 1:01 of training",
