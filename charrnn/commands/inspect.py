@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from charrnn import recipe
 from charrnn.command_words import flag
 from charrnn.commands import options
 from charrnn.commands.reporting import (
@@ -32,6 +31,7 @@ GROUPS = {
 
 
 def inspect(
+    context: typer.Context,
     checkpoint: options.Checkpoint,
     text: options.Texts = None,
     part: options.Part = None,
@@ -109,19 +109,14 @@ def inspect(
     give both: --text says where it is now.
     """  # noqa: D301 - click's mark of lines that stay as they are
     if text is None and part is None:
-        measuring = {
-            "encoding": encoding,
-            "characters": characters,
-            "only": only,
-            "unit": unit,
-            "spectral_radius": spectral_radius,
-            "bptt": bptt,
-            "loss_last": loss_last,
-            "seed": seed,
-            "report": report,
-            "device": None if device == "cpu" else device,
-        }
-        if names := [*map(flag, recipe.given(measuring))]:
+        # What may be given several times is () where it is not given.
+        names = [
+            flag(option.name)
+            for option in context.command.params
+            if option.name not in ("checkpoint", "as_json")
+            and context.params[option.name] not in (option.default, ())
+        ]
+        if names:
             need = "needs" if len(names) == 1 else "need"
             raise UsageError(
                 f"{joined(names, 'and')} {need} a text: give --text FILE, or --part valid for what "
@@ -130,14 +125,7 @@ def inspect(
         _print_status(checkpoint, as_json)
         return
     source = TextSource(texts=tuple(text or ()), part=part, encoding=encoding)
-    config = InspectConfig(
-        only=tuple(only or ()),
-        seed=seed,
-        spectral_radius=tuple(spectral_radius or ()),
-        bptt=tuple(bptt or ()),
-        loss_last=loss_last,
-        **recipe.given({"characters": characters}),
-    )
+    config = InspectConfig(**options.fields_given(context, InspectConfig, but=()))
     if report is not None:
         check_report(report)
 

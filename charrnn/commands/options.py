@@ -197,7 +197,8 @@ def grouped(groups: dict[str, str]) -> type[TyperCommand]:
 def fields_given(context: typer.Context, kind: type, but: Collection[str]) -> dict[str, Any]:
     """Return the options that the user gave and that are fields of a dataclass.
 
-    An option therefore has its field's name. A flag that is not given is left out.
+    An option therefore has its field's name. A flag that is not given is left out, and what may
+    be given several times is a tuple.
 
     Args:
         context: the command's.
@@ -206,7 +207,11 @@ def fields_given(context: typer.Context, kind: type, but: Collection[str]) -> di
     """
     names = [field.name for field in fields(kind) if field.name not in but]
     values = recipe.given({name: context.params.get(name) for name in names})
-    return {name: value for name, value in values.items() if value is not False}
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+        if value is not False
+    }
 
 
 def refuse_both(valid: Sequence[str] | None, valid_share: float | None) -> None:
