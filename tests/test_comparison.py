@@ -952,37 +952,22 @@ class TestCompare:
         assert cli("compare", "--run", tmp_path / "all", "--resume").code == 0
 
     @pytest.mark.parametrize("how", ["gone", "damaged"])
-    def test_the_last_weights_do_not_pass_for_the_best(
-        self, cli: Cli, prose: Path, tmp_path: Path, how: str
-    ) -> None:
-        run = tmp_path / "all" / "rnn-seed1"
-        words = ("--cell", "rnn", "--run", run.parent, *SHORT, "--quiet")
-        assert cli("compare", prose, *words).code == 0
-        (run / "result.json").unlink()  # trained, but not scored
-        best = run / "best.safetensors"
-        if how == "gone":
-            best.unlink()
-        else:
-            best.write_bytes(best.read_bytes()[:-1])
-        failed = cli("compare", "--run", run.parent, "--resume", "--json")
-        assert (failed.code, failed.out) == (1, "")
-        assert failed.err.splitlines()[-1].startswith(f"charrnn: {best}: ")
-        way_out = f"; to train this run anew, remove {run}, and go on with the comparison\n"
-        assert failed.err.endswith(way_out)
-        shutil.rmtree(run)
-        assert cli("compare", "--run", run.parent, "--resume", "--quiet").code == 0
-
-    @pytest.mark.parametrize("how", ["gone", "damaged"])
-    @pytest.mark.parametrize("lost", ["best", "last"])
+    @pytest.mark.parametrize(
+        ("lost", "is_scored"), [("best", True), ("best", False), ("last", False)]
+    )
     def test_a_run_that_lost_a_checkpoint_is_trained_anew(
-        self, cli: Cli, prose: Path, tmp_path: Path, how: str, lost: str
+        self, cli: Cli, prose: Path, tmp_path: Path, how: str, lost: str, is_scored: bool
     ) -> None:
-        """What trains it alone, --init-from or another of its checkpoints, is of no use here."""
+        """What trains it alone, --init-from or another of its checkpoints, is of no use here.
+
+        Nor may the last weights pass for the best.
+        """
         run = tmp_path / "all" / "rnn-seed1"
         words = ("--cell", "rnn", "--run", run.parent, *SHORT, "--quiet")
         assert cli("compare", prose, *words).code == 0
-        if lost == "last":  # of a run that was stopped
+        if not is_scored:
             (run / "result.json").unlink()
+        if lost == "last":  # of a run that was stopped
             for earlier in run.glob("step-*"):
                 earlier.unlink()
         file = run / f"{lost}.safetensors"
@@ -994,6 +979,7 @@ class TestCompare:
         tried = cli(*again, "--quiet")
         line = tried.err.splitlines()[-1]
         assert tried.code == 1
+        assert (tried.out != "") == is_scored
         assert line.startswith(f"charrnn: {file}: {'missing' if how == 'gone' else 'damaged'}")
         assert line.endswith(
             f"; to train this run anew, remove {run}, and go on with the comparison"
@@ -1212,34 +1198,25 @@ class TestCompare:
                 f"holds no comparison to resume: it holds a run: go on with it with: {go_on}\n"
             )
 
-    def test_a_run_on_standard_input_is_no_comparison_and_needs_its_text(
-        self, cli: Cli, prose: Path, tmp_path: Path
+    def test_a_run_is_no_comparison(
+        self, cli: Cli, prose: Path, tmp_path: Path, uninterrupted: Path
     ) -> None:
-        run = tmp_path / "run"
-        typed = ("train", "-", "--run", run, *SHORT)
-        assert cli(*typed, stdin=prose.read_bytes()).code == 0
-        go_on = f"go on with it with: charrnn train TEXT --run {shlex.quote(str(run))} --resume"
-        for words in (
-            ("compare", prose, "--run", run, *SHORT),
-            ("compare", "--run", run, "--resume"),
-            ("train", prose, "--run", run, *SHORT),
+        """One on standard input needs its text; one of a comparison goes on with all of that."""
+        alone, one_of_several = tmp_path / "run", uninterrupted / "gru-seed1"
+        assert cli("train", "-", "--run", alone, *SHORT, stdin=prose.read_bytes()).code == 0
+        itself = f"train TEXT --run {shlex.quote(str(alone))} --resume"
+        all_of_them = f"compare --run {shlex.quote(str(uninterrupted))} --resume"
+        taken, none = "holds a run already", "holds no comparison to resume: it holds a run"
+        for words, run, said, go_on in (
+            (("compare", prose, *SHORT), alone, taken, itself),
+            (("compare", "--resume"), alone, none, itself),
+            (("train", prose, *SHORT), alone, f"{taken} at step 20", itself),
+            (("compare", prose, *SHORT), one_of_several, taken, all_of_them),
+            (("compare", "--resume"), one_of_several, none, all_of_them),
         ):
-            refused = cli(*words)
+            refused = cli(*words, "--run", run)
             assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
-            assert go_on in refused.err
-
-    def test_one_of_its_runs_is_no_comparison(
-        self, cli: Cli, prose: Path, uninterrupted: Path
-    ) -> None:
-        run = uninterrupted / "gru-seed1"
-        go_on = f"charrnn compare --run {shlex.quote(str(uninterrupted))} --resume"
-        for words, said in (
-            ((prose, *SHORT), "holds a run already: go on with it with"),
-            (("--resume",), "holds no comparison to resume: it holds a run: go on with it with"),
-        ):
-            refused = cli("compare", *words, "--run", run)
-            assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
-            assert f"{run}: {said}: {go_on}" in refused.err
+            assert f"{run}: {said}: go on with it with: charrnn {go_on}" in refused.err
 
     def test_a_file_is_no_folder(self, cli: Cli, prose: Path) -> None:
         refused = cli("compare", prose, "--run", prose, *SHORT)

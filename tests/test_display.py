@@ -680,12 +680,15 @@ class TestLive:
         monkeypatch.setenv(name, "٤٢")
         assert 42 in Output().size
 
-    def test_draws_every_figure(self, display: _LiveTerminal, run: Run) -> None:
+    @pytest.mark.parametrize("width", [80, 40])
+    def test_draws_every_figure(self, screen: io.StringIO, run: Run, width: int) -> None:
+        display = _LiveTerminal(Output(file=screen, force_terminal=True, width=width, height=40))
         display.start(run)
         assert "first steps" in self.picture(display)
         for event in EVENTS[:-1]:
             display.show(event)
         drawn = self.picture(display)
+        display.close()
         for words in (
             "step 1,200", "epoch 2.50", "12,346 chars/s", "1:02:05 to go", "lr 0.012",
             "gradient 0.46", "clipped 30 %", "train 1.3863 nats (2.000 bits)",
@@ -693,7 +696,7 @@ class TestLive:
         ):  # fmt: skip
             assert words in drawn
         # Leave room for two ^C that the terminal echoes: they must not wrap to a new line.
-        assert max(map(len, drawn.splitlines())) <= 80 - 4
+        assert max(map(len, drawn.splitlines())) <= width - 4
 
     def test_a_resumed_run_has_its_last_validation(self, display: _LiveTerminal, run: Run) -> None:
         for nats in (9.9, math.log(2)):
@@ -743,18 +746,6 @@ class TestLive:
             assert len(places) == 2
             assert places[0] == places[1], words
         assert "…" not in drawn[1]
-
-    def test_draws_every_figure_in_a_narrow_terminal(self, screen: io.StringIO, run: Run) -> None:
-        console = Output(file=screen, force_terminal=True, width=40, height=40)
-        display = _LiveTerminal(console)
-        show_all(display, run)
-        drawn = self.picture(display)
-        for words in (
-            "step 1,200", "epoch 2.50", "12,346 chars/s", "1:02:05 to go", "lr 0.012",
-            "gradient 0.46", "clipped 30 %",
-        ):  # fmt: skip
-            assert words in drawn
-        assert max(map(len, drawn.splitlines())) <= 40 - 4
 
     def test_a_sample_is_no_markup_and_cannot_steer_the_terminal(
         self, display: _LiveTerminal, run: Run

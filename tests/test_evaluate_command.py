@@ -824,18 +824,6 @@ class TestEvaluate:
             "is charged as the unknown symbol and spelled out: '2' x 2\n"
         )
 
-    def test_the_table_has_every_figure(self, cli: Cli, trained: Path) -> None:
-        models = (trained, trained / "last.safetensors")
-        result = cli("evaluate", *models, "--part", "valid")
-        assert (result.code, result.err.count("\n")) == (0, 1)
-        lines = result.out.splitlines()
-        assert len(lines) == 3, "nothing is wrapped in a pipe"
-        assert lines[0].split() == [
-            "checkpoint", "cell", "parameters", "characters", "unknown", "nats/char",
-            "bits/char", "bits/byte", "perplexity", "chars/s",
-        ]  # fmt: skip
-        assert lines[1].removeprefix(str(trained)).split()[:2] == ["lstm", "1x32"]
-
     def test_exact_and_default_agree(
         self, cli: Cli, trained: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

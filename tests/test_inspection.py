@@ -786,16 +786,6 @@ class TestCommand:
         (unit,) = re.findall(r"--unit colours the text by a unit, as in --unit (\S+)\. ", out)
         assert cli(*words, "--unit", unit).code == 0
 
-    def test_colours(
-        self, cli: Cli, trained: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        with terminal(monkeypatch):
-            result = cli("inspect", trained, "--text", prose, "--characters", 100, "--unit", 7)
-        assert result.code == 0
-        assert "(blue)" in result.out
-        inks = r"\x1b\[38;2;(?:0;0;0|255;255;255);48;2;\d+;\d+;\d+m"
-        assert re.search(inks, result.out)
-
     def test_without_colours_a_unit_has_columns(
         self, cli: Cli, trained: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

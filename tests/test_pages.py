@@ -425,6 +425,7 @@ def test_a_coloured_text_can_be_read_at_every_level(scheme: int) -> None:
     named = dict(declared[scheme * len(declared) // 2 :][: len(declared) // 2])
     for name, style in marks().items():
         background = re.search(r"background: rgb\(var\(--(\w+)\) / ([\d.]+)\)", style)
+        assert (background is None) == (name in ("bits-0", "bits-4"))
         for below in ("raised", "paper"):  # in a text, and in its legend
             paper = [*bytes.fromhex(named[below][1:])]
             if background:

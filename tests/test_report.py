@@ -28,7 +28,7 @@ from charrnn.inference.baselines import Baseline
 from charrnn.inference.evaluation import PositionScores, Scores
 from charrnn.runs.comparison import CellResult, Comparison, RunFailure
 from charrnn.views.figures import Line
-from charrnn.views.page import STYLE, Origin, origin
+from charrnn.views.page import Origin, origin
 from charrnn.views.portrait import SAMPLE, labels
 from charrnn.views.report import assessment_page, comparison_page, inspection_page
 from tests.pages import (
@@ -42,7 +42,6 @@ from tests.pages import (
     check,
     compare_page,
     comparison,
-    contrast,
     flow,
     inspection,
     log,
@@ -677,26 +676,6 @@ class TestInspectionPage:
         seen = inspection(gradient_flow=flows)
         page = check(inspection_page(portrait(inspection=seen), "poem", ORIGIN))
         assert "Trained, radius 1.5" in page.texts["h3"]
-
-
-@pytest.mark.parametrize("scheme", [0, 1])
-def test_coloured_text_can_be_read(scheme: int) -> None:
-    """On every background colour, in the light and the dark scheme."""
-
-    def value(name: str) -> str:
-        return str(re.findall(rf"--{name}: ([^;]+);", STYLE)[scheme])
-
-    raised = [*bytes.fromhex(value("raised").removeprefix("#"))]
-    shades = re.findall(r"background: rgb\(var\(--(\w+)\) / ([.\d]+)\)", STYLE)
-    assert len(shades) == 2 + 2 * 5
-    for name, share in shades:
-        mixed = [
-            round(float(share) * int(colour) + (1 - float(share)) * paper)
-            for colour, paper in zip(value(name).split(), raised, strict=True)
-        ]
-        assert contrast(value("ink"), mixed) >= 4.5, (name, share)
-    assert contrast(value("muted"), raised) >= 4.5
-    assert contrast(value("loud"), [*bytes.fromhex(value("on-loud")[1:])]) >= 4.5
 
 
 def test_what_a_text_holds_cannot_become_part_of_the_page() -> None:

@@ -33,6 +33,7 @@ HOW_IT_ENDS = pytest.mark.parametrize(
         (errno.EIO, 1, "charrnn: cannot write the output: Input/output error\n"),
     ],
 )
+BOTH = pytest.mark.parametrize("words", [("train",), ("compare", "--cell", "rnn")])
 
 
 class Refusing(Display):
@@ -77,32 +78,47 @@ def display(monkeypatch: pytest.MonkeyPatch) -> Refusing:
     return one
 
 
-class TestRun:
-    @HOW_IT_ENDS
-    def test_the_first_refusal_ends_it_saved(
-        self, cli: Cli, prose: Path, tmp_path: Path, display: Refusing, number: int, code: int,
-        says: str,
-    ) -> None:  # fmt: skip
-        display.refuses = {Logged: number, Finished: errno.ENOSPC}
-        run = tmp_path / "run"
-        done = cli("train", prose, "--run", run, *OPTIONS)
-        assert (done.code, done.out) == (code, "")
-        go_on = f"charrnn train --run {shlex.quote(str(run))} --resume"
+@HOW_IT_ENDS
+@BOTH
+def test_the_first_refusal_ends_it_saved(
+    cli: Cli, prose: Path, tmp_path: Path, display: Refusing, words: tuple[str, ...],
+    number: int, code: int, says: str,
+) -> None:  # fmt: skip
+    display.refuses = {Logged: number, Finished: errno.ENOSPC}
+    name, *options = words
+    done = cli(name, prose, *options, "--run", tmp_path / "run", *OPTIONS)
+    go_on = f"go on with: charrnn {name} --run {shlex.quote(str(tmp_path / 'run'))} --resume"
+    if name == "train":
         why = "the run is saved" if says else "nobody reads the output any more"
-        assert done.err == f"{why}; go on with: {go_on}\n{says}"
-        assert read_description(run / "last.safetensors").meta["step"] == 10
-        assert display.done == ["start", "close"]
+        said = f"{why}; {go_on}\n{says}"
+    else:
+        said = says or f"{go_on} --device cpu\n"
+    assert done.without_notes == Result(code, "", said)
+    (last,) = tmp_path.rglob("last.safetensors")
+    assert read_description(last).meta["step"] == 10
+    assert not (last.parent / "result.json").exists()
+    assert display.done == ["start", "close"]
 
-    @HOW_IT_ENDS
-    def test_before_its_first_step_there_is_nothing_to_save(
-        self, cli: Cli, prose: Path, tmp_path: Path, display: Refusing, number: int, code: int,
-        says: str,
-    ) -> None:  # fmt: skip
-        display.refuses = {"start": number}
-        done = cli("train", prose, "--run", tmp_path / "run", *OPTIONS)
-        assert (done.code, done.out, done.err) == (code, "", says)
-        assert not list(tmp_path.rglob("*.safetensors"))
 
+@HOW_IT_ENDS
+@BOTH
+def test_before_its_first_step_there_is_nothing_to_save(
+    cli: Cli, prose: Path, tmp_path: Path, display: Refusing, words: tuple[str, ...],
+    number: int, code: int, says: str,
+) -> None:  # fmt: skip
+    display.refuses = {"start": number}
+    name, *options = words
+    done = cli(name, prose, *options, "--run", tmp_path / "run", *OPTIONS)
+    assert (done.code, done.out) == (code, "")
+    if name == "train":
+        assert done.err == says
+    else:
+        assert done.err.endswith(says or "--resume --device cpu\n")
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert display.done == ["start", "close"]
+
+
+class TestRun:
     @pytest.mark.parametrize(("number", "code"), [(errno.EPIPE, 0), (errno.EIO, 1)])
     def test_at_its_end_it_is_whole(
         self, cli: Cli, prose: Path, tmp_path: Path, display: Refusing, number: int, code: int
@@ -131,35 +147,6 @@ class TestRun:
 
 
 class TestComparison:
-    @HOW_IT_ENDS
-    def test_the_first_refusal_ends_it_saved(
-        self, cli: Cli, prose: Path, tmp_path: Path, display: Refusing, number: int, code: int,
-        says: str,
-    ) -> None:  # fmt: skip
-        display.refuses = {Logged: number, Finished: errno.ENOSPC}
-        folder = tmp_path / "all"
-        done = cli("compare", prose, "--cell", "rnn", "--run", folder, *OPTIONS)
-        assert (done.code, done.out) == (code, "")
-        go_on = (
-            f"go on with: charrnn compare --run {shlex.quote(str(folder))} --resume --device cpu\n"
-        )
-        assert done.err.endswith(says or go_on)
-        assert read_description(folder / "rnn-seed1" / "last.safetensors").meta["step"] == 10
-        assert not (folder / "rnn-seed1" / "result.json").exists()
-        assert display.done == ["start", "close"]
-
-    @HOW_IT_ENDS
-    def test_before_its_first_step_there_is_nothing_to_save(
-        self, cli: Cli, prose: Path, tmp_path: Path, display: Refusing, number: int, code: int,
-        says: str,
-    ) -> None:  # fmt: skip
-        display.refuses = {"start": number}
-        done = cli("compare", prose, "--cell", "rnn", "--run", tmp_path / "all", *OPTIONS)
-        assert (done.code, done.out) == (code, "")
-        assert done.err.endswith(says or "--resume --device cpu\n")
-        assert not list(tmp_path.rglob("*.safetensors"))
-        assert display.done == ["start", "close"]
-
     def test_nothing_is_said_beside_an_open_display(
         self, cli: Cli, prose: Path, tmp_path: Path, display: Refusing,
         monkeypatch: pytest.MonkeyPatch,
@@ -206,7 +193,7 @@ def test_a_quiet_comparison_says_the_notes_of_its_runs_once(cli: Cli, tmp_path: 
 
 
 @pytest.mark.parametrize("hung_up", [False, True])
-@pytest.mark.parametrize("words", [("train",), ("compare", "--cell", "rnn")])
+@BOTH
 def test_a_signal_that_ends_the_reader_too_is_what_counts(
     cli: Cli, prose: Path, tmp_path: Path, display: Refusing, monkeypatch: pytest.MonkeyPatch,
     words: tuple[str, ...], hung_up: bool,
