@@ -18,7 +18,7 @@ from charrnn.analysis.flow import gradient_flow, initial_model
 from charrnn.analysis.inspection import Inspection
 from charrnn.analysis.norms import clipping
 from charrnn.analysis.stretch import read_stretch
-from charrnn.config import InspectConfig, TextSource, TrainConfig
+from charrnn.config import InspectConfig, TrainConfig
 from charrnn.errors import CheckpointError, NonFiniteError
 from charrnn.inference.evaluation import Prices, prices
 from charrnn.inference.sampling import Piece
@@ -26,7 +26,6 @@ from charrnn.network.model import CharModel
 from charrnn.runs.comparing import compare
 from charrnn.runs.comparison import Comparison, RunResult
 from charrnn.runs.comparison_plan import Plan
-from charrnn.runs.subject import load_subjects
 from charrnn.storage.metrics import read_log
 from charrnn.storage.reading import recorded_part
 from charrnn.storage.trained import load_model
@@ -230,17 +229,6 @@ def test_runs_compare_where_they_validate_on_the_same_or_learn_the_same(
     assert others[0] != others[1] != others[2] == others[3]
     named = [call.args[0] for call in drawn.call_args_list]
     assert named == ["a", "a 2", "a 3", "b", "a 4", "b 2"]
-
-
-def test_checkpoints_of_a_run_share_its_log(
-    trained: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("charrnn.views.portrait.SAMPLE", replace(SAMPLE, length=3))
-    source, paths = TextSource(texts=(str(prose),)), [trained, trained / "last.safetensors"]
-    subjects = load_subjects(paths, source, torch.device("cpu"), tell=lambda said: None)
-    best, last = portray_subjects(subjects)
-    assert len(best.log) > 0
-    assert best.log is last.log
 
 
 def test_the_history_says_what_cut_the_gradient(trained: Path) -> None:

@@ -15,7 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 
 from charrnn.analysis.activity import activation
 from charrnn.analysis.inspection import Inspection, inspect
@@ -44,8 +44,6 @@ from charrnn.wording import printable, shown
 T = TypeVar("T")
 #: A row of ``metrics.jsonl``.
 Row = Mapping[str, Any]
-#: Returns the rows of the log in a run's folder.
-ReadLog = Callable[[Path], Sequence[Row]]
 
 #: How every model's sample is drawn, from an empty prompt.
 SAMPLE = SampleConfig(length=600, temperature=0.8, seed=1)
@@ -85,7 +83,6 @@ def portray(
     part: Part,
     inspection: Inspection | None = None,
     validated_on: frozenset[object] = frozenset(),
-    read: ReadLog = read_log,
 ) -> Portrait:
     """Make a model's portrait.
 
@@ -97,7 +94,6 @@ def portray(
         part: the text whose beginning is priced; at least 2 characters.
         inspection: the model's, if any.
         validated_on: identifies the text that the losses in the log are on.
-        read: reads the log.
 
     Raises:
         CheckpointError: the checkpoint does not say how it was trained.
@@ -128,7 +124,7 @@ def portray(
         raise NonFiniteError(f"{name}: {error}") from error
     return Portrait(
         label=label,
-        log=read(checkpoint.folder),
+        log=read_log(checkpoint.folder),
         run=summary_of(checkpoint, model, vocabulary),
         sample=vocabulary.decode([symbol for _, symbol in pieces]),
         excerpt=tuple(excerpt[:EXCERPT]),
@@ -175,12 +171,9 @@ def _cut(name: str) -> str:
     """Return a name without its middle if it is too long for a figure."""
     if cell_len(name) <= LABEL:
         return name
-    return f"{_longest(name, LABEL // 2 - 1)}…{_longest(name[::-1], LABEL // 2)[::-1]}"
-
-
-def _longest(name: str, columns: int) -> str:
-    """Return the longest beginning of a name that fits into this many columns."""
-    return next(name[:n] for n in range(len(name), -1, -1) if cell_len(name[:n]) <= columns)
+    start = set_cell_size(name, LABEL // 2 - 1).rstrip()
+    end = set_cell_size(name[::-1], LABEL // 2).rstrip()[::-1]
+    return f"{start}…{end}"
 
 
 def _numbered(names: Iterable[str]) -> list[str]:
@@ -197,7 +190,6 @@ def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
 
     Errors are those of ``portray``.
     """
-    read_once = cache(read_log)  # for all checkpoints of a run
     return [
         portray(
             label,
@@ -211,7 +203,6 @@ def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
                     or (subject.trained_on.fingerprint, subject.trained_on.train)
                 ]
             ),
-            read=read_once,
         )
         for label, subject in zip(labels([s.path for s in subjects]), subjects, strict=True)
     ]
@@ -252,22 +243,20 @@ def portray_comparison(
         CharrnnError: a checkpoint, a log or the text is no longer usable.
     """
     plan, portraits = comparison.plan, []
-    scan_once, read_once = cache(partial(scan, nameable="none")), cache(read_log)
+    scan_once = cache(partial(scan, nameable="none"))
     load_on_cpu = partial(load_model, device="cpu")
     for cell in comparison.cells:
         model, vocabulary, checkpoint = _read_scored(cell.best, load_on_cpu)
         part = recorded_part(
             checkpoint, plan.compared_on, read=scan_once, moved=plan.compared_texts
         )
-        inspection = _inspect_end(checkpoint, model, vocabulary, part, read_once)
+        inspection = _inspect_end(checkpoint, model, vocabulary, part)
         # Runs may validate on different amounts of the text, as that depends on their speed.
         on = frozenset(validated_on(_read_scored(run, read_description)) for run in cell.runs)
         name = cell.cell.upper()
-        portraits.append(
-            portray(name, checkpoint, model, vocabulary, part, inspection, on, read_once)
-        )
+        portraits.append(portray(name, checkpoint, model, vocabulary, part, inspection, on))
     runs = [run for cell in comparison.cells for run in cell.runs]
-    return portraits, [(run, read_once(Path(run.run))) for run in runs]
+    return portraits, [(run, read_log(Path(run.run))) for run in runs]
 
 
 def _read_scored(run: RunResult, read: Callable[[Path], T]) -> T:
@@ -282,7 +271,7 @@ def _read_scored(run: RunResult, read: Callable[[Path], T]) -> T:
 
 
 def _inspect_end(
-    checkpoint: Checkpoint, model: CharModel, vocabulary: Vocabulary, part: Part, read: ReadLog
+    checkpoint: Checkpoint, model: CharModel, vocabulary: Vocabulary, part: Part
 ) -> Inspection | None:
     """Inspect a model on the end of a part; return None if the part is too short."""
     if part.characters < LEAST_CHARACTERS:
@@ -290,5 +279,5 @@ def _inspect_end(
     config = InspectConfig(only=("flow", "memory", "gates", "units"))
     stretch = read_stretch(part.last(config.characters), vocabulary)
     training = checkpoint.record("training", TrainConfig)
-    history = clipping(read(checkpoint.folder), training)
+    history = clipping(read_log(checkpoint.folder), training)
     return inspect(model, stretch, vocabulary, config, training, history=history)
