@@ -37,7 +37,6 @@ from charrnn.views.portrait import (
     portray,
     portray_comparison,
     portray_inspected,
-    portray_subjects,
     shortened,
 )
 from charrnn.views.report import inspection_page
@@ -68,7 +67,6 @@ def test_a_comparison_looks_into_each_model_by_its_own_seed_and_window(
     assert drawn.inspection.gates
     assert drawn.inspection.units
     assert drawn.inspection.clipping is not None
-    assert drawn.validated_on == {(scan([str(prose)]).fingerprint, (4805, 5406))}
     unasked = drawn.inspection.step, drawn.inspection.cuts, drawn.inspection.truncation
     assert unasked == (None, (), ())
     part = scan([str(prose)], "utf-8").whole
@@ -118,9 +116,8 @@ def test_a_portrait_shows_the_beginning_of_a_text_and_the_log(
     part = scan([str(prose)], "utf-8").part(7, 3007)
     windows = prices(model, part, vocabulary, window=47)
     with mock.patch("charrnn.views.portrait.prices", return_value=windows):
-        drawn = portray("x", checkpoint, model, vocabulary, part, validated_on=frozenset(["a"]))
+        drawn = portray("x", checkpoint, model, vocabulary, part)
     assert next(windows).position == 800, "no more is read than is shown"
-    assert drawn.validated_on == {"a"}
     assert [character for character, _ in drawn.excerpt] == [*prose.read_text()[7:807]]
     nats = next(prices(model, part, vocabulary)).nats_T
     assert [price for _, price in drawn.excerpt][:9] == [0.0, *nats[:8]]
@@ -204,31 +201,6 @@ def test_a_portrait_has_the_unit_that_was_asked_for_or_the_first_found(
     assert found == activation(model, stretch, Unit(1, 3, "c"))
     assert shown(inspection()) == inspection().activation
     assert shown(inspection(activation=None, units=())) is None
-
-
-def test_runs_compare_where_they_validate_on_the_same_or_learn_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    drawn = mock.Mock()
-    monkeypatch.setattr("charrnn.views.portrait.portray", drawn)
-    monkeypatch.setattr("charrnn.views.portrait.validated_on", lambda checkpoint: checkpoint)
-
-    def subject(text: str, train: tuple[int, int], checkpoint: object = None) -> Any:
-        trained_on = SimpleNamespace(fingerprint=text, train=train, valid=None)
-        return mock.Mock(path=Path(text), trained_on=trained_on, checkpoint=checkpoint)
-
-    portray_subjects(
-        [
-            subject("a", (0, 5)), subject("a", (0, 5)), subject("a", (0, 6)), subject("b", (0, 5)),
-            subject("a", (0, 5), "held out"), subject("b", (0, 6), "held out"),
-        ]
-    )  # fmt: skip
-    first, second, *others = (call.kwargs["validated_on"] for call in drawn.call_args_list)
-    assert first == second
-    assert first not in others
-    assert others[0] != others[1] != others[2] == others[3]
-    named = [call.args[0] for call in drawn.call_args_list]
-    assert named == ["a", "a 2", "a 3", "b", "a 4", "b 2"]
 
 
 def test_the_history_says_what_cut_the_gradient(trained: Path) -> None:

@@ -133,7 +133,7 @@ class TestComparisonPage:
         main = [line for line in curves.call_args.args[2] if not line.faint]
         assert [line.label for line in main] == ["LSTM", *more, "GRU", *more]
         assert [line.style for line in main] == [0] * seeds + [1] * seeds
-        one_style = "Seeds of one cell share a line style; the first is named. Nats per character"
+        one_style = "Seeds of one cell share a line style; the first is named. Losses compare only"
         assert (one_style in text) == (seeds > 1)
         _, _, names, (dots,) = losses.call_args.args
         assert (names, list(dots.style)) == (["LSTM", "GRU"], [0, 1])

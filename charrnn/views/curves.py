@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from charrnn.views import page
-from charrnn.views.figures import Line, line_chart, model_style
+from charrnn.views.figures import Line, line_chart, model_style, padded
 from charrnn.views.portrait import Portrait, Row, shortened
 
 #: Most points in a training curve; more rows of a log than these are averaged in groups.
@@ -24,6 +24,8 @@ VALIDATIONS = 150
 HELD_OUT, TRAINED_ON = "the validation text", "the training text"
 #: How a loss on the latter differs from one on the former.
 LEARNING = "taken before each update, with dropout and loss temperature if there are any"
+#: What is said of several trainings' losses.
+COMPARE = "Losses compare only where runs validate on the same characters."
 #: The losses set the scale only after this share of a training; before it, they fall steeply.
 SCALE_FROM = 0.1
 #: Ratio of the largest loss to the smallest above which the axis of losses is logarithmic.
@@ -61,14 +63,6 @@ def own_runs(portraits: Sequence[Portrait]) -> list[LoggedRun]:
     return runs
 
 
-def other_texts(portraits: Sequence[Portrait]) -> str:
-    """Return a warning if the losses of trainings are on different characters, else nothing."""
-    drawn = (portrait.validated_on for portrait in portraits if portrait.log)
-    if len(frozenset[object]().union(*drawn)) < 2:
-        return ""
-    return "Not all runs' losses are on the same characters: compare shapes, not heights. "
-
-
 def learning_section(runs: Sequence[LoggedRun], more: str, unit: str) -> str:
     """Return the section on the loss during training; an empty string if no log has a loss.
 
@@ -94,31 +88,23 @@ def learning_section(runs: Sequence[LoggedRun], more: str, unit: str) -> str:
     y_all = np.concatenate([points_N3[:, 2] for points_N3 in drawn])
     low, top = float(y_all.min()), max(map(_settled_most, drawn))
     is_log = 0 < LOG_FROM * low < top
-    y_range = _with_room(low, top, is_log)
+    y_range = padded(np.array([low, top]), log=is_log, pad=0.06)
     on = " or ".join(dict.fromkeys(curve.on for curve in curves))
     has_thin = any(len(curve.thin_N3) for curve in curves)
     thin = f"; thin lines: on {TRAINED_ON}" if has_thin else ""
     has_trained_on = has_thin or any(curve.on == TRAINED_ON for curve in curves)
     unlike = f"Loss on {TRAINED_ON} is {LEARNING}. " if has_trained_on else ""
+    compare = f"{COMPARE} " if len(curves) > 1 else ""
     is_cut = y_all.max() > y_range[1]
     cut = f" What lies above {y_range[1]:.2f}, at the start, is cut off." if is_cut else ""
     return page.section(
         "Learning" + per(unit),
         page.figure(
             _curve_charts(curves, unit, y_range, is_log),
-            f"Marked lines: loss on {on}{thin}. {unlike}{more}"
+            f"Marked lines: loss on {on}{thin}. {unlike}{more}{compare}"
             f"Nats per {unit} where the named lines end: {', '.join(ends)}.{cut}",
         ),
     )
-
-
-def _with_room(low: float, top: float, is_log: bool) -> tuple[float, float]:
-    """Return the limits of an axis for losses from low to top."""
-    if is_log:
-        factor = (top / low) ** 0.06
-        return low / factor, top * factor
-    room = 0.06 * (top - low) or 0.1
-    return low - room, top + room
 
 
 def _curve_charts(

@@ -226,10 +226,10 @@ def line_chart(
         if y_log:
             axes.set_yscale("log")
         x_all = np.concatenate([line.x for line in drawn])
-        axes.set_xlim(*_padded(x_all, log=x_log, pad=0.02))
+        axes.set_xlim(*padded(x_all, log=x_log, pad=0.02))
         y_all = np.concatenate([end for line in drawn for end in (line.y, *(line.band or ()))])
         y_all = y_all[np.isfinite(y_all) & ((y_all > 0) | (not y_log))]
-        axes.set_ylim(*(y_range or _padded(y_all, log=y_log, pad=0.06)))
+        axes.set_ylim(*(y_range or padded(y_all, log=y_log, pad=0.06)))
         low, high = axes.get_ylim()
         if y_log:
             drawn = [_floored(line, low, low if y_floor else 0) for line in drawn]
@@ -319,7 +319,7 @@ def dot_chart(
         every = [value for dots in series for value in dots.values if value is not None]
         every += [value for dots in series for singles in dots.around for value in singles]
         every = [value for value in every if math.isfinite(value)] or [0.0]
-        axes.set_xlim(*(x_range or _padded(np.array(every), log=False, pad=0.06)))
+        axes.set_xlim(*(x_range or padded(np.array(every), log=False, pad=0.06)))
         axes.set_ylim(len(rows) - 0.4, -0.6)
         _put_ticks(axes.yaxis, range(len(rows)), rows)
         axes.tick_params(axis="y", length=0)
@@ -578,7 +578,7 @@ def _name_series(axes: Axes, series: Sequence[Dots]) -> None:
         x += 0.35 + LETTER * cell_len(dots.label)
 
 
-def _padded(values: NDArray[np.float64], *, log: bool, pad: float) -> tuple[float, float]:
+def padded(values: NDArray[np.float64], *, log: bool, pad: float) -> tuple[float, float]:
     """Return an axis's limits around values, which differ even for a single value."""
     low, high = float(values.min()), float(values.max())
     if log:

@@ -9,11 +9,11 @@ import copy
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.cells import cell_len, set_cell_size
 
@@ -30,8 +30,8 @@ from charrnn.runs.comparing import training_anew
 from charrnn.runs.comparison import Comparison, RunResult
 from charrnn.runs.run import RunSummary
 from charrnn.runs.status import summary_of
-from charrnn.runs.subject import Subject, validated_on
-from charrnn.storage.checkpoint import Checkpoint, read_description
+from charrnn.runs.subject import Subject
+from charrnn.storage.checkpoint import Checkpoint
 from charrnn.storage.metrics import read_log
 from charrnn.storage.reading import recorded_part
 from charrnn.storage.trained import chosen_in, load_model
@@ -41,7 +41,6 @@ from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.surprise import PricedText
 from charrnn.wording import printable, shown
 
-T = TypeVar("T")
 #: A row of ``metrics.jsonl``.
 Row = Mapping[str, Any]
 
@@ -70,9 +69,6 @@ class Portrait:
     0, or what its second and later bytes cost."""
     inspection: Inspection | None = None
     """None if the model was not inspected, or the text is too short for that."""
-    validated_on: frozenset[object] = frozenset()
-    """Identifies what the losses in this log, and in those of its cell's other runs, were measured
-    on: they compare only if there is one such item."""
 
 
 def portray(
@@ -82,7 +78,6 @@ def portray(
     vocabulary: Vocabulary,
     part: Part,
     inspection: Inspection | None = None,
-    validated_on: frozenset[object] = frozenset(),
 ) -> Portrait:
     """Make a model's portrait.
 
@@ -93,7 +88,6 @@ def portray(
         vocabulary: the model's.
         part: the text whose beginning is priced; at least 2 characters.
         inspection: the model's, if any.
-        validated_on: identifies the text that the losses in the log are on.
 
     Raises:
         CheckpointError: the checkpoint does not say how it was trained.
@@ -129,7 +123,6 @@ def portray(
         sample=vocabulary.decode([symbol for _, symbol in pieces]),
         excerpt=tuple(excerpt[:EXCERPT]),
         inspection=inspection,
-        validated_on=validated_on,
     )
 
 
@@ -191,19 +184,7 @@ def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
     Errors are those of ``portray``.
     """
     return [
-        portray(
-            label,
-            subject.checkpoint,
-            subject.model,
-            subject.vocabulary,
-            subject.part,
-            validated_on=frozenset(
-                [
-                    validated_on(subject.checkpoint)
-                    or (subject.trained_on.fingerprint, subject.trained_on.train)
-                ]
-            ),
-        )
+        portray(label, subject.checkpoint, subject.model, subject.vocabulary, subject.part)
         for label, subject in zip(labels([s.path for s in subjects]), subjects, strict=True)
     ]
 
@@ -244,30 +225,19 @@ def portray_comparison(
     """
     plan, portraits = comparison.plan, []
     scan_once = cache(partial(scan, nameable="none"))
-    load_on_cpu = partial(load_model, device="cpu")
     for cell in comparison.cells:
-        model, vocabulary, checkpoint = _read_scored(cell.best, load_on_cpu)
+        run = Path(cell.best.run)
+        scored = chosen_in(run, validated=cell.best.valid_nats_per_char is not None)
+        with training_anew(run, scored):
+            model, vocabulary, checkpoint = load_model(scored, "cpu")
         part = recorded_part(
             checkpoint, plan.compared_on, read=scan_once, moved=plan.compared_texts
         )
         inspection = _inspect_end(checkpoint, model, vocabulary, part)
-        # Runs may validate on different amounts of the text, as that depends on their speed.
-        on = frozenset(validated_on(_read_scored(run, read_description)) for run in cell.runs)
         name = cell.cell.upper()
-        portraits.append(portray(name, checkpoint, model, vocabulary, part, inspection, on))
-    runs = [run for cell in comparison.cells for run in cell.runs]
-    return portraits, [(run, read_log(Path(run.run))) for run in runs]
-
-
-def _read_scored(run: RunResult, read: Callable[[Path], T]) -> T:
-    """Read the checkpoint that a comparison scored.
-
-    Raises:
-        CheckpointError: it is not usable; if it is lost, with what to do.
-    """
-    scored = chosen_in(Path(run.run), validated=run.valid_nats_per_char is not None)
-    with training_anew(Path(run.run), scored):
-        return read(scored)
+        portraits.append(portray(name, checkpoint, model, vocabulary, part, inspection))
+    results = [result for cell in comparison.cells for result in cell.runs]
+    return portraits, [(result, read_log(Path(result.run))) for result in results]
 
 
 def _inspect_end(

@@ -27,7 +27,7 @@ from charrnn.runs.subject import fact_lines
 from charrnn.text.files import EMBEDDED
 from charrnn.views import page
 from charrnn.views import score_words as words
-from charrnn.views.curves import LoggedRun, learning_section, other_texts, own_runs, per
+from charrnn.views.curves import LoggedRun, learning_section, own_runs, per
 from charrnn.views.figures import (
     PLAIN,
     STYLES,
@@ -77,8 +77,7 @@ def comparison_page(
         _result_section(comparison, portraits, unit),
         learning_section(
             runs,
-            ("Seeds of one cell share a line style; the first is named. " if plan.seeds > 1 else "")
-            + other_texts(portraits),
+            "Seeds of one cell share a line style; the first is named. " if plan.seeds > 1 else "",
             unit,
         ),
         *inside_sections(portraits, f"Each cell's {chosen}, on {_looked_at(portraits, part)}."),
@@ -168,11 +167,7 @@ def assessment_page(
         ),
         *(_positions(assessments, labels, looks, units, of) for of in by_unit),
         *(
-            learning_section(
-                [run._replace(style=looks[run.style]) for run in drawn],
-                other_texts([portraits[run.style] for run in drawn]),
-                of,
-            )
+            learning_section([run._replace(style=looks[run.style]) for run in drawn], "", of)
             for of, drawn in by_unit.items()
         ),
         _samples(portraits),
