@@ -214,13 +214,14 @@ def test_the_history_says_what_cut_the_gradient(trained: Path) -> None:
         assert (history.clip_norm, history.clip_value, history.scale_norm) == cuts
 
 
-def test_labels_are_all_different(tmp_path: Path) -> None:
+def test_labels_of_different_checkpoints_are_different(tmp_path: Path) -> None:
     for name in ("a/run", "b/run", "run-with-a-very-long-name-of-40-letters"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "a/run/last.safetensors").touch()
     paths = [tmp_path / "a/run", tmp_path / "b/run", tmp_path / "a/run/last.safetensors"]
     assert labels(paths) == ["a/run", "b/run", "run/last"]
-    assert labels([*paths[:2], tmp_path / "b/run"]) == ["a/run", "b/run", "b/run 2"]
+    assert labels([*paths[:2], tmp_path / "b/run"]) == ["a/run", "b/run", "b/run"]
+    assert labels([Path("/a/b/run"), Path("/c/b/run")]) == ["run", "run 2"]
     assert labels(paths[1:]) == ["run", "run/last"]
     assert labels([Path("/"), Path("/run")]) == ["", "run"]
     assert labels([tmp_path / "a/run/.."]) == ["a"]

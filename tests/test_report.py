@@ -326,7 +326,7 @@ class TestAssessmentPage:
             assert row in about
         assert about.count("xz: 0.5771") == about.count("xz") == 1
         assert page.texts["li"][0] == (
-            "runs/b: a character is a byte; compare with the others by bits/byte"
+            "bytes: a character is a byte; compare with the others by bits/byte"
         )
         alone = check(assessment_page([of_bytes], [bytes_drawn], "poem", ORIGIN))
         assert alone.texts["p"][1].startswith("bytes needs 0.8656 bits per byte, perplexity 1.822.")
@@ -746,7 +746,7 @@ def test_seeds_share_a_colour_where_each_has_a_look(
         assessment(name, by_position=by_position, run=OfRun(int(name[1]), name[0], 5, False))
         for name in names
     ]
-    drawn = [portrait(f"m{n}", inspection=None, log=log(3 + n)) for n in range(len(names))]
+    drawn = [portrait(name, inspection=None, log=log(3 + n)) for n, name in enumerate(names)]
     text = assessment_page(found, drawn, "poem", ORIGIN)
     (dots,) = scores.call_args.args[3]
     assert list(dots.style) == styles

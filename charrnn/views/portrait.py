@@ -57,7 +57,7 @@ class Portrait:
     """What a page shows of one model."""
 
     label: str
-    """Different from the others on the page; figures write its ``shortened`` form."""
+    """Different from other checkpoints' on the page; figures write its ``shortened`` form."""
     log: Sequence[Row]
     """Of its training; empty where there is no log (any more)."""
     run: RunSummary
@@ -82,7 +82,7 @@ def portray(
     """Make a model's portrait.
 
     Args:
-        label: different from the others on the page.
+        label: different from other checkpoints' on the page.
         checkpoint: the model's.
         model: in evaluation mode.
         vocabulary: the model's.
@@ -127,22 +127,24 @@ def portray(
 
 
 def labels(checkpoints: Sequence[Path]) -> list[str]:
-    """Return a name for each checkpoint, all different.
+    """Return a name for each checkpoint; only what is named twice has the same one.
 
     A run's folder is called by its name, a file by its folder's name and its own; if several have
     the same name, each by the name of the folder around it, too.
     """
-    names: list[tuple[str, str]] = []
-    for path in map(Path, map(os.path.abspath, checkpoints)):
+    paths = [*map(Path, map(os.path.abspath, checkpoints))]
+    names: dict[Path, tuple[str, str]] = {}
+    for path in paths:
         words = [*path.parent.parts[1:], path.stem] if path.is_file() else [*path.parts[1:]]
         least = 2 if path.is_file() else 1
-        names.append(("/".join(words[-least:]), "/".join(words[-least - 1 :])))
+        names[path] = ("/".join(words[-least:]), "/".join(words[-least - 1 :]))
     found: list[str] = []
-    for called, longer in names:
-        is_ambiguous = len({other for short, other in names if short == called}) > 1
+    for called, longer in names.values():
+        is_ambiguous = len({other for short, other in names.values() if short == called}) > 1
         name = longer if is_ambiguous else called
         found.append(printable(name).replace("\n", " ").replace("\t", " "))
-    return _numbered(found)
+    of = dict(zip(names, _numbered(found), strict=True))
+    return [of[path] for path in paths]
 
 
 def shortened(names: Iterable[str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,9 @@ def assessment_page(
         origin: how the page was made.
     """
     labels = [portrait.label for portrait in portraits]
+    assessments = [
+        replace(one, checkpoint=label) for one, label in zip(assessments, labels, strict=True)
+    ]
     units = [portrait.run.unit for portrait in portraits]
     differ = len({one.scores.characters for one in assessments}) > 1
     unit = "byte" if differ or "byte" in units else "character"
@@ -154,7 +158,7 @@ def assessment_page(
         page.section(
             "Scores",
             page.figure(
-                [(f"Bits per {unit}", _score_chart(assessments, labels, looks, unit))],
+                [(f"Bits per {unit}", _score_chart(assessments, looks, unit))],
                 "What it takes to write the text down once the model is known, in bits per "
                 f"{unit}; further left is better."
                 + (" Per byte, since not all models count the same characters." if differ else "")
@@ -162,10 +166,10 @@ def assessment_page(
             ),
             page.table(words.assessment_lines(assessments), word_columns=2),
             page.bullets(fact_lines(labels, [one.facts for one in assessments])),
-            page.bullets(words.assessments_say(assessments, labels)),
+            page.bullets(words.assessments_say(assessments)),
             _training(portraits),
         ),
-        *(_positions(assessments, labels, looks, units, of) for of in by_unit),
+        *(_positions(assessments, looks, units, of) for of in by_unit),
         *(
             learning_section([run._replace(style=looks[run.style]) for run in drawn], "", of)
             for of, drawn in by_unit.items()
@@ -174,7 +178,7 @@ def assessment_page(
         _excerpts(portraits, "The beginning of the text"),
     ]
     named = joined(labels, "and") if len(labels) <= MOST_NAMED else f"{len(labels)} checkpoints"
-    lead = _assessment_lead(assessments, labels)
+    lead = _assessment_lead(assessments)
     return page.document("evaluate", f"Scores of {named}", lead, text, sections, origin)
 
 
@@ -197,22 +201,22 @@ def _looks(assessments: Sequence[Assessment]) -> tuple[list[int], bool]:
     return [look[one.checkpoint] for one in assessments], True
 
 
-def _assessment_lead(assessments: Sequence[Assessment], labels: Sequence[str]) -> str:
+def _assessment_lead(assessments: Sequence[Assessment]) -> str:
     # Bits per byte are comparable even if only some of the models predict bytes.
-    rows = _scored(assessments, labels)
+    rows = _scored(assessments)
     _, scores, place = min(rows, key=lambda row: row[1].bits_per_byte)
     best = assessments[place]
     per_character = "" if best.of_bytes else f"{scores.bits_per_char:.4f} per character, "
     how = " by dynamic evaluation" if scores is best.dynamic else ""
     # Words first: a number directly after a right-to-left name would be displayed before it.
     lead = (
-        f"{labels[place]}{how} needs {'the fewest bits: ' if len(rows) > 1 else ''}"
+        f"{best.checkpoint}{how} needs {'the fewest bits: ' if len(rows) > 1 else ''}"
         f"{scores.bits_per_byte:.4f} bits per byte, {per_character}"
         f"perplexity {words.perplexity_figure(scores.perplexity)}."
     )
-    beside = words.baseline_rows(assessments, labels)
+    beside = words.baseline_rows(assessments)
     cheapest = min(beside, key=lambda row: row.bits_per_byte, default=None)
-    lead += words.best_over_seeds(assessments, labels)
+    lead += words.best_over_seeds(assessments)
     if cheapest is not None and cheapest.bits_per_byte < scores.bits_per_byte:
         name = cheapest.baseline.name if cheapest.baseline.of_text else cheapest.name
         bits = f"{cheapest.bits_per_byte:.4f} bits per byte"
@@ -220,13 +224,11 @@ def _assessment_lead(assessments: Sequence[Assessment], labels: Sequence[str]) -
     return lead
 
 
-def _scored(
-    assessments: Sequence[Assessment], labels: Sequence[str]
-) -> list[tuple[str, Scores, int]]:
+def _scored(assessments: Sequence[Assessment]) -> list[tuple[str, Scores, int]]:
     """Return name, scores and model index of every scoring, those by dynamic evaluation too."""
     return [
-        (label + more, scores, place)
-        for place, (one, label) in enumerate(zip(assessments, labels, strict=True))
+        (one.checkpoint + more, scores, place)
+        for place, one in enumerate(assessments)
         for scores, more in ((one.scores, ""), (one.dynamic, ", dynamic"))
         if scores is not None
     ]
@@ -332,25 +334,22 @@ def _result_chart(comparison: Comparison, unit: str) -> str:
     )
 
 
-def _score_chart(
-    assessments: Sequence[Assessment], labels: Sequence[str], looks: Sequence[int], unit: str
-) -> str:
+def _score_chart(assessments: Sequence[Assessment], looks: Sequence[int], unit: str) -> str:
     """Return the chart of the bits that models and baselines need.
 
     Args:
         assessments: of the models.
-        labels: the models' names.
         looks: their numbers for ``model_style``.
         unit: "character" or "byte": what the bits are counted per.
     """
-    by_byte, short = unit == "byte", shortened(labels)
-    labels = [short[label] for label in labels]
+    by_byte, short = unit == "byte", shortened(one.checkpoint for one in assessments)
+    assessments = [replace(one, checkpoint=short[one.checkpoint]) for one in assessments]
     rows = [
         (name, scores.bits_per_byte if by_byte else scores.bits_per_char, model_style(looks[place]))
-        for name, scores, place in _scored(assessments, labels)
+        for name, scores, place in _scored(assessments)
     ]
     beside: dict[str, float] = {}
-    for row in words.baseline_rows(assessments, labels):
+    for row in words.baseline_rows(assessments):
         # Per byte, a compressor needs the same bits whichever the model.
         name = row.baseline.name if by_byte and row.baseline.of_text else row.name
         beside.setdefault(name, row.bits_per_byte if by_byte else row.baseline.bits_per_char)
@@ -368,7 +367,6 @@ def _score_chart(
 
 def _positions(
     assessments: Sequence[Assessment],
-    labels: Sequence[str],
     looks: Sequence[int],
     units: Sequence[str],
     unit: str,
@@ -377,19 +375,18 @@ def _positions(
 
     Args:
         assessments: of the models.
-        labels: the models' names.
         looks: their numbers for ``model_style``.
         units: the symbols that each of them predicts.
         unit: "character" or "byte": only the models that predict those are shown.
     """
     measured = [
-        (look, label, one.by_position)
-        for one, label, look, its in zip(assessments, labels, looks, units, strict=True)
+        (look, one.checkpoint, one.by_position)
+        for one, look, its in zip(assessments, looks, units, strict=True)
         if one.by_position is not None and its == unit
     ]
     if not measured:
         return ""
-    short = shortened(labels)
+    short = shortened(one.checkpoint for one in assessments)
     chart = line_chart(
         f"positions-{unit}",
         "Loss by position after a reset of the state",

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
@@ -41,6 +42,7 @@ def print_table(lines: Sequence[Sequence[str]], word_columns: int) -> None:
 
 def print_assessments(assessments: Sequence[Assessment]) -> None:
     """Print the scores of models and baselines, and the loss by position."""
+    assessments = [replace(one, checkpoint=shown(one.checkpoint)) for one in assessments]
     print_table(score_words.assessment_lines(assessments), word_columns=2)
     for line in score_words.assessments_say(assessments):
         print_words(line)
@@ -48,9 +50,7 @@ def print_assessments(assessments: Sequence[Assessment]) -> None:
         if one.by_position is not None:
             print()
             over = score_words.stretches_say(one.by_position)
-            print_words(
-                f"{shown(one.checkpoint)}: characters of context since the zero state, {over}"
-            )
+            print_words(f"{one.checkpoint}: characters of context since the zero state, {over}")
             print_table(score_words.position_lines(one.by_position), word_columns=0)
 
 

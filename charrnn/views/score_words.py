@@ -1,10 +1,13 @@
-"""Put scores into the rows and sentences that a terminal and a page show."""
+"""Put scores into the rows and sentences that a terminal and a page show.
+
+Models are called what an assessment's ``checkpoint`` says: whoever shows them sets that first.
+"""
 
 from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from charrnn.runs.comparison import Comparison
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.matching import TOLERANCE
 from charrnn.text.vocabulary import MANY_UNKNOWN
-from charrnn.wording import counted, joined, shown, significant
+from charrnn.wording import counted, joined, significant
 
 COLUMNS = (
     "checkpoint", "cell", "parameters", "characters", "unknown",
@@ -45,7 +48,7 @@ def assessment_lines(assessments: Sequence[Assessment]) -> list[Sequence[str]]:
     for one in assessments:
         shape = one.shape
         head = (
-            shown(one.checkpoint),
+            one.checkpoint,
             f"{shape.cell} {shape.layers}x{shape.hidden}",
             f"{one.parameters:,}",
             f"{one.scores.characters:,}",
@@ -60,37 +63,29 @@ def assessment_lines(assessments: Sequence[Assessment]) -> list[Sequence[str]]:
     return lines
 
 
-def assessments_say(
-    assessments: Sequence[Assessment], names: Sequence[str] | None = None
-) -> Iterator[str]:
-    """Yield what the table rests on, and the mean loss after a given text, if there is one.
-
-    Args:
-        assessments: of the models.
-        names: the models' names where two are compared; None: those of their checkpoints.
-    """
+def assessments_say(assessments: Sequence[Assessment]) -> Iterator[str]:
+    """Yield what the table rests on, and the mean loss after a given text, if there is one."""
     if len({one.scores.characters for one in assessments}) > 1:
-        of_bytes = dict.fromkeys(shown(one.checkpoint) for one in assessments if one.of_bytes)
+        of_bytes = dict.fromkeys(one.checkpoint for one in assessments if one.of_bytes)
         yield (
             f"{', '.join(of_bytes)}: a character is a byte; compare with the others by bits/byte"
             if of_bytes
             else "the models do not all count the same characters; compare them by bits/byte"
         )
-    called = _called(assessments, names)
     for one in assessments:
         if one.is_worse_than_guessing:
-            yield f"{called[one.checkpoint]}: {_worse_says(one)}"
+            yield f"{one.checkpoint}: {_worse_says(one)}"
     if assessments:
         ranked = settings(assessments)
         how = _how(assessments)
-        yield from _settings_say(ranked, called, how)
-        yield from _in_no_mean(assessments, ranked, called)
+        yield from _settings_say(ranked, _names(assessments), how)
+        yield from _in_no_mean(assessments, ranked)
         in_means = _names(model for one in ranked if one.is_varied for model in one.models)
         # Where the seeds changed nothing, one of them stands for all.
         again = _names(model for one in ranked if not one.is_varied for model in one.models[1:])
         if not in_means.issuperset(_names(comparable(assessments))):
             once = [one for one in assessments if one.checkpoint not in again]
-            yield from _models_say(once, called, how)
+            yield from _models_say(once, how)
     yield from _baselines_say(assessments)
     yield from (_after_says(one, one.after) for one in assessments if one.after)
 
@@ -107,19 +102,14 @@ def _unknown_cost(share: float) -> str:
     return f"{100 * share:.0f} % of these characters are unknown, which is what costs so much"
 
 
-def _called(assessments: Sequence[Assessment], names: Sequence[str] | None) -> dict[str, str]:
-    """Return what each checkpoint is called."""
-    paths = [one.checkpoint for one in assessments]
-    return dict(zip(paths, names or map(shown, paths), strict=True))
-
-
-def best_over_seeds(assessments: Sequence[Assessment], names: Sequence[str]) -> str:
+def best_over_seeds(assessments: Sequence[Assessment]) -> str:
     """Say which setting has the lowest mean over seeds, if there are two or more."""
     ranked = settings(assessments)
-    alike = len(comparable(assessments)) == len({one.checkpoint for one in assessments})
+    names = _names(assessments)
+    alike = len(comparable(assessments)) == len(names)
     if len(ranked) < 2 or not alike:
         return ""
-    name, how = _named(ranked[0], _called(assessments, names)), _how(assessments)
+    name, how = _named(ranked[0], names), _how(assessments)
     bits = in_bits(ranked[0].nats_per_char)
     return f" In the mean over seeds {name} is ahead{how}: {bits:.4f} bits per character."
 
@@ -128,13 +118,11 @@ def _how(assessments: Sequence[Assessment]) -> str:
     return ", by dynamic evaluation" if assessments[0].dynamic else ""
 
 
-def _models_say(
-    assessments: Sequence[Assessment], called: Mapping[str, str], how: str
-) -> Iterator[str]:
+def _models_say(assessments: Sequence[Assessment], how: str) -> Iterator[str]:
     """Yield how far the best model is ahead of each other, if the text is long enough."""
     pairs = differences(assessments)
     for pair in pairs:
-        yield _apart(pair, called[pair.better], called[pair.worse])
+        yield _apart(pair, pair.better, pair.worse)
     if pairs:
         best = next(one for one in assessments if one.checkpoint == pairs[0].better)
         together = "s, which hold for all pairs together" if len(pairs) > 1 else ""
@@ -146,11 +134,11 @@ def _models_say(
         )
 
 
-def _settings_say(ranked: Sequence[Setting], called: Mapping[str, str], how: str) -> Iterator[str]:
+def _settings_say(ranked: Sequence[Setting], every: Collection[str], how: str) -> Iterator[str]:
     """Yield the mean of models that differ in their seed, and how far the best is ahead."""
     names = {}
     for one in ranked:
-        name = names[one.name] = _named(one, called)
+        name = names[one.name] = _named(one, every)
         seeds = f"{len(one.losses)} seeds"
         nats = one.nats_per_char
         if not one.is_varied:
@@ -176,22 +164,18 @@ def _settings_say(ranked: Sequence[Setting], called: Mapping[str, str], how: str
         yield _over_seeds(compared, "settings", fewest)
 
 
-def _named(setting: Setting, called: Mapping[str, str]) -> str:
+def _named(setting: Setting, every: Collection[str]) -> str:
     """Return a name for a setting, given those of all models."""
-    its = [called[one.checkpoint] for one in setting.models]
-    return _together(its, {*called.values()} - {*its})
+    its = [one.checkpoint for one in setting.models]
+    return _together(its, {*every} - {*its})
 
 
-def _in_no_mean(
-    assessments: Sequence[Assessment], ranked: Sequence[Setting], called: Mapping[str, str]
-) -> Iterator[str]:
+def _in_no_mean(assessments: Sequence[Assessment], ranked: Sequence[Setting]) -> Iterator[str]:
     """Yield which models are in no mean over seeds, and why, where others are or might be."""
     runs = {one.checkpoint: one.run for one in comparable(assessments) if one.run is not None}
     of_setting = Counter(run.setting for run in runs.values())
     unfinished = [
-        called[name]
-        for name, run in runs.items()
-        if run.is_unfinished and of_setting[run.setting] > 1
+        name for name, run in runs.items() if run.is_unfinished and of_setting[run.setting] > 1
     ]
     if unfinished:
         yield f"{joined(unfinished, 'and')}: in no mean over seeds, as the run is not finished"
@@ -202,7 +186,7 @@ def _in_no_mean(
             if run.setting == runs[one.name].setting and not run.is_unfinished
         }
         if left := again - _names(one.models):
-            names = [called[name] for name in runs if name in left]
+            names = [name for name in runs if name in left]
             yield f"{joined(names, 'and')}: in no mean, as another here has the seed"
 
 
@@ -248,7 +232,7 @@ def _together(names: Sequence[str], others: Collection[str]) -> str:
 
 
 def _after_says(one: Assessment, after: After) -> str:
-    checkpoint, how = shown(one.checkpoint), " by dynamic evaluation" if one.dynamic else ""
+    checkpoint, how = one.checkpoint, " by dynamic evaluation" if one.dynamic else ""
     if not after.characters:
         lacks = f": the text lacks {after.lacks}" if after.lacks else ", or only at the end"
         return f"{checkpoint}: {after.text!r} does not occur{lacks}"
@@ -277,30 +261,22 @@ class BaselineRow:
         return self.baseline.bits_per_byte(self.scores)
 
 
-def baseline_rows(
-    assessments: Sequence[Assessment], names: Sequence[str] | None = None
-) -> list[BaselineRow]:
-    """Return the models' baselines, each once; its name says whose it is unless all share it.
-
-    Args:
-        assessments: of the models.
-        names: the models' names; None: those of their checkpoints.
-    """
-    of: dict[tuple[Baseline, int, int], list[int]] = {}
-    for place, one in enumerate(assessments):
+def baseline_rows(assessments: Sequence[Assessment]) -> list[BaselineRow]:
+    """Return the models' baselines, each once; its name says whose it is unless all share it."""
+    of: dict[tuple[Baseline, int, int], list[Assessment]] = {}
+    for one in assessments:
         for baseline in one.baselines:
             key = (baseline, one.scores.characters, one.scores.bytes)
-            of.setdefault(key, []).append(place)
+            of.setdefault(key, []).append(one)
     rows = []
-    for (baseline, _, _), places in of.items():
-        first, name = assessments[places[0]], baseline.name
+    for (baseline, _, _), models in of.items():
+        first, name = models[0], baseline.name
         same: list[str] = []
-        if len(places) < len(assessments):
+        if len(models) < len(assessments):
             if baseline.of_text:
                 name += f", per {'byte' if first.of_bytes else 'character'}"
             else:
-                called = [names[p] if names else shown(assessments[p].checkpoint) for p in places]
-                owner, *same = dict.fromkeys(called)
+                owner, *same = dict.fromkeys(one.checkpoint for one in models)
                 name += f" ({owner})"
         rows.append(BaselineRow(name, baseline, first.scores, tuple(same)))
     return rows
