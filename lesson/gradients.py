@@ -185,21 +185,22 @@ def _share(value: float) -> str:
 
 
 def _line(label: str, left: Sequence[float], style: int) -> Line:
-    """Return a gradient's line by lag, up to and including its first point outside the figure."""
+    """Return a gradient's line by lag, up to where it leaves the figure: there it is at the edge.
+
+    (Outside it, labels would be stacked by how far the last point happens to lie beyond the edge.)
+    """
     inside = [*takewhile(lambda share: FAINTEST <= share <= LOUDEST, left[: LAGS + 1])]
-    shown = left[: min(len(inside), LAGS) + 1]
+    shown = [min(max(share, FAINTEST), LOUDEST) for share in left[: min(len(inside), LAGS) + 1]]
     return Line(label, range(len(shown)), shown, style)
 
 
 def _height(line: Line) -> float:
-    """Return how high a line lies, from its points clamped to the figure; a sort key.
+    """Return how high a line lies; a sort key.
 
     A line that has left the figure counts as staying at that edge. So the labels of lines that
     leave at the same edge are stacked in the right order.
     """
-    within = [min(max(share, FAINTEST), LOUDEST) for share in line.y]
-    within += within[-1:] * (LAGS + 1 - len(within))
-    return sum(map(math.log, within))
+    return sum(map(math.log, [*line.y, *[line.y[-1]] * (LAGS + 1 - len(line.y))]))
 
 
 def _as_told(radius: float, left: float) -> bool | None:

@@ -1190,6 +1190,39 @@ def test_radii_are_told_by_weights_radius_and_state(answering: Callable[..., Lab
     )  # fmt: skip
 
 
+def test_labels_of_lines_that_leave_the_figure_are_stacked_as_they_leave(
+    answering: Callable[..., Lab],
+) -> None:
+    """Radius 0.5 leaves first, but its last point is the least far below the edge."""
+
+    def flow(weights: str, scaled_to: float | None, steps: int, last: float) -> Any:
+        left = [1.0, *[1e-5] * steps, last, *[0.0] * 20]
+        reach = {"size": 2.0, "relative": left, "median": left}
+        return {
+            "weights": weights, "scaled_to": scaled_to, "spectral_radii": [[1.25]],
+            "tanh_slopes": [0.5], "places": 5,
+            "reaches": [{"state": "linear", **reach}, {"state": "h", **reach}],
+        }  # fmt: skip
+
+    flows = [
+        flow("trained", None, 9, 3e-7),
+        flow("trained", 0.5, 9, 0.0),
+        flow("trained", 1.5, 9, 0.0),
+        {**flow("initial", None, 9, 0.0), "spectral_radii": [[1.5]]},
+        flow("initial", 0.5, 2, 9e-7),
+        flow("initial", 1.5, 5, 1e-8),
+    ]
+    section = radii(answering({"inspect": {"gradient_flow": flows}}, radii=(0.5, 1.5)))
+    for figure in section.figures:
+        labels = re.findall(r' y="([\d.]+)"[^>]*>(\w+, radius [\d.]+)<', figure.chart)
+        from_the_top = [label for _, label in sorted(labels, key=lambda found: float(found[0]))]
+        assert from_the_top == [
+            "trained, radius 1.25",
+            "initial, radius 1.5",
+            "initial, radius 0.5",
+        ]
+
+
 def test_reaches_and_paces_are_told_by_cell_and_state(answering: Callable[..., Lab]) -> None:
     def reach(state: str, n: int) -> dict[str, Any]:
         median, mean = ([1.0] * lag + [0.0] * (99 - lag) for lag in (51 + n, 71 + n))
