@@ -382,6 +382,16 @@ def test_a_folder_that_is_not_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line.startswith("/proc/run: cannot make the run's folder: ")
 
 
+def test_a_lock_whose_file_is_never_the_one_at_its_path_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network file system that numbers its files anew."""
+    monkeypatch.setattr(lock, "_is_at", lambda fd, path: False)
+    monkeypatch.setattr(lock, "PATIENCE", 0.05)
+    line = said(lambda: RunFolder.create(tmp_path / "run"))
+    assert line.startswith(f"{tmp_path / 'run'}: its file system does not tell one file from ")
+
+
 def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "open", refusing(errno.EACCES))
     assert said(lambda: RunFolder.create(tmp_path)) == (

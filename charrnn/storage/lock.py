@@ -101,7 +101,14 @@ def take_lock(folder: Path, command: str) -> Lock:
                 if made:
                     path.unlink()
                 raise
-            if is_taken and _is_at(fd, path):
+            if not is_taken:
+                # Without a holder's name it was just taken, or just released: try again.
+                if (holder := _holder(fd)) or time.monotonic() > end:
+                    raise RunFolderError(
+                        f"{shown(folder)}: in use by {holder or 'another process'}: "
+                        "wait until it ends, or choose another folder"
+                    )
+            elif _is_at(fd, path):
                 with refusals(folder, "cannot write to the run's folder"):
                     lock = Lock(fd, made, os.pread(fd, 65536, 0), command)
                     # A machine crash may leave zeros in place of the signature.
@@ -117,13 +124,10 @@ def take_lock(folder: Path, command: str) -> Lock:
                             path.unlink()
                         raise
                 return lock
-            # Without a holder's name it was just taken, released or, if this process has it now,
-            # removed: try again.
-            holder = None if is_taken else _holder(fd)
-            if holder or time.monotonic() > end:
+            elif time.monotonic() > end:
                 raise RunFolderError(
-                    f"{shown(folder)}: in use by {holder or 'another process'}: "
-                    "wait until it ends, or choose another folder"
+                    f"{shown(folder)}: its file system does not tell one file from another, so the "
+                    "run's lock cannot be held: choose a folder elsewhere"
                 )
         except BaseException:
             os.close(fd)
