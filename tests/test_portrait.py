@@ -18,7 +18,7 @@ from charrnn.analysis.flow import gradient_flow, initial_model
 from charrnn.analysis.inspection import Inspection
 from charrnn.analysis.norms import clipping
 from charrnn.analysis.stretch import read_stretch
-from charrnn.config import InspectConfig, TrainConfig
+from charrnn.config import InspectConfig, TextSource, TrainConfig
 from charrnn.errors import CheckpointError, NonFiniteError
 from charrnn.inference.evaluation import Prices, prices
 from charrnn.inference.sampling import Piece
@@ -26,6 +26,7 @@ from charrnn.network.model import CharModel
 from charrnn.runs.comparing import compare
 from charrnn.runs.comparison import Comparison, RunResult
 from charrnn.runs.comparison_plan import Plan
+from charrnn.runs.subject import load_subjects
 from charrnn.storage.metrics import read_log
 from charrnn.storage.reading import recorded_part
 from charrnn.storage.trained import load_model
@@ -37,6 +38,7 @@ from charrnn.views.portrait import (
     portray,
     portray_comparison,
     portray_inspected,
+    portray_subjects,
     shortened,
 )
 from charrnn.views.report import inspection_page
@@ -201,6 +203,20 @@ def test_a_portrait_has_the_unit_that_was_asked_for_or_the_first_found(
     assert found == activation(model, stretch, Unit(1, 3, "c"))
     assert shown(inspection()) == inspection().activation
     assert shown(inspection(activation=None, units=())) is None
+
+
+def test_checkpoints_of_a_run_share_its_log(
+    trained: Path, prose: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it is still training, so that its log has grown by the second reading."""
+    logs = [[{"step": 10}], [{"step": 10}, {"step": 20}]]
+    monkeypatch.setattr("charrnn.views.portrait.SAMPLE", replace(SAMPLE, length=3))
+    monkeypatch.setattr("charrnn.views.portrait.read_log", lambda folder: logs.pop(0))
+    source, paths = TextSource(texts=(str(prose),)), [trained, trained / "last.safetensors"]
+    subjects = load_subjects(paths, source, torch.device("cpu"), tell=lambda said: None)
+    best, last = portray_subjects(subjects)
+    assert len(best.log) > 0
+    assert best.log is last.log
 
 
 def test_the_history_says_what_cut_the_gradient(trained: Path) -> None:

@@ -185,10 +185,14 @@ def portray_subjects(subjects: Sequence[Subject]) -> list[Portrait]:
 
     Errors are those of ``portray``.
     """
-    return [
-        portray(label, subject.checkpoint, subject.model, subject.vocabulary, subject.part)
-        for label, subject in zip(labels([s.path for s in subjects]), subjects, strict=True)
-    ]
+    portraits: list[Portrait] = []
+    logs: dict[Path, Sequence[Row]] = {}
+    for label, subject in zip(labels([s.path for s in subjects]), subjects, strict=True):
+        one = portray(label, subject.checkpoint, subject.model, subject.vocabulary, subject.part)
+        # A run that is still training has more rows at every reading, and is one run nevertheless.
+        log = logs.setdefault(subject.checkpoint.folder, one.log)
+        portraits.append(replace(one, log=log))
+    return portraits
 
 
 def portray_inspected(
