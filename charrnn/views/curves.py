@@ -94,7 +94,8 @@ def learning_section(runs: Sequence[LoggedRun], more: str, unit: str) -> str:
     thin = f"; thin lines: on {TRAINED_ON}" if has_thin else ""
     has_trained_on = has_thin or any(curve.on == TRAINED_ON for curve in curves)
     unlike = f"Loss on {TRAINED_ON} is {LEARNING}. " if has_trained_on else ""
-    compare = f"{COMPARE} " if len(curves) > 1 else ""
+    validates = any(curve.on == HELD_OUT for curve in curves)
+    compare = f"{COMPARE} " if len(curves) > 1 and validates else ""
     is_cut = y_all.max() > y_range[1]
     cut = f" What lies above {y_range[1]:.2f}, at the start, is cut off." if is_cut else ""
     return page.section(
