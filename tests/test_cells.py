@@ -359,7 +359,8 @@ def test_a_state_of_another_cell_is_refused(name: CellName) -> None:
     cell = make_cell(name, dtype=torch.float32)
     x, state = make_inputs(cell)
     for wrong in (state[:-1], (*state, state[0])):
-        with pytest.raises(ValueError, match="argument 2 is"):
+        said = f"the state must be {len(state)} tensors, not {len(wrong)}"
+        with pytest.raises(ValueError, match=said):
             cell(x, wrong)
 
 

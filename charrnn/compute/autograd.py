@@ -68,7 +68,7 @@ def run_window(
         projected: W x + b of every time step, [T, B, G], or of D distinct x, [D, G]; contiguous.
             Its type is that of the other tensors, float32 or float64; or it is bfloat16 and
             they are float32.
-        state: The state before, [B, H] each.
+        state: The state before, [B, H] each: h, and an LSTM's c.
         weight_GH: U.
         bias_H: A GRU's second bias.
         which_TB: Which of the D inputs each time step of a lane reads, int64, contiguous; None:
@@ -196,9 +196,9 @@ class _NumpyLoops:
         projected: Tensor,
         which_TB: Tensor | None,
         states_TBH: Tensor,
-        cells_TBH: Tensor | None = None,
-        bias_H: Tensor | None = None,
-        keep: bool = False,
+        cells_TBH: Tensor | None,
+        bias_H: Tensor | None,
+        keep: bool,
     ) -> tuple[Tensor, Tensor | None]:
         assert cell != "lstm"  # it has no loop here
         wide = projected.to(states_TBH.dtype)

@@ -75,7 +75,8 @@ class Cell(nn.Module, ABC):
         weight_input: W [G*H, E].
         weight_recurrent: U [G*H, H].
         bias: b [G*H].
-        bias_recurrent: A GRU's second bias [H]; None in the others.
+        bias_recurrent: The second bias [H] of a GRU's candidate, added to U h before the reset gate
+            scales it; None in the others.
     """
 
     name: ClassVar[CellName]
@@ -130,7 +131,9 @@ class Cell(nn.Module, ABC):
                 inputs, or not H units.
         """
         shape = (x if which_TB is None else which_TB).shape[1], self.hidden
-        for _, part_BH in zip(self.states, state, strict=True):
+        if len(state) != len(self.states):
+            raise ValueError(f"the state must be {len(self.states)} tensors, not {len(state)}")
+        for part_BH in state:
             if part_BH.shape != shape:  # C would read beyond its end, and so would oneDNN
                 raise ValueError(
                     f"the state must be [lanes, units] = {list(shape)}, not {list(part_BH.shape)}"
@@ -267,10 +270,6 @@ class GRU(Cell):
 
     The update gate starts with bias 1 and so keeps most of the state, like an LSTM's forget
     gate (docs/diary.md).
-
-    Attributes:
-        bias_recurrent: The candidate's second bias [H], added to U h before the reset
-            gate scales it.
     """
 
     name = "gru"
