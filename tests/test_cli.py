@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -24,8 +25,9 @@ import typer
 
 from charrnn import __version__, recipe
 from charrnn.cli import app
+from charrnn.commands.options import fields_given
 from charrnn.commands.stdio import lossy
-from charrnn.config import SampleConfig, TextChoices
+from charrnn.config import InspectConfig, SampleConfig, TextChoices
 from charrnn.errors import UsageError
 from charrnn.inference.evaluation import score
 from charrnn.runs import training
@@ -882,3 +884,8 @@ def test_every_option_of_a_draw_is_a_setting_of_it() -> None:
     others = {"checkpoint", "prompt", "unknown", "echo", "device", "as_json"}
     options = {option.name for option in known.params} - others
     assert options == {field.name for field in fields(SampleConfig)}
+
+
+def test_what_may_be_given_several_times_is_a_tuple() -> None:
+    context: Any = SimpleNamespace(params={"bptt": [3, 7], "seed": 0, "part": "valid"})
+    assert fields_given(context, InspectConfig, but=()) == {"bptt": (3, 7), "seed": 0}

@@ -142,8 +142,9 @@ def meeting(text: Path, folder: Path, *, resume: bool) -> str | None:
 
 
 @pytest.mark.usefixtures("patient")
-def test_a_pair_of_trainings(text: Path, tmp_path: Path) -> None:
-    assert meeting(text, tmp_path, resume=False) is None
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_pair_of_trainings(text: Path, tmp_path: Path, resume: bool) -> None:
+    assert meeting(text, tmp_path, resume=resume) is None
 
 
 @pytest.mark.usefixtures("patient")
