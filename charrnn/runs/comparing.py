@@ -191,11 +191,12 @@ class _Sitting:
     def _open_run(self, path: Path, choices: recipe.Choices, shape: ModelConfig) -> Iterator[Run]:
         """Hold a run's folder; yield the run that goes on or begins there, with this shape."""
         plan, command, device = self.plan, self.command, self.device
-        begun = has_state(path) or (path / BEST).exists()
+        is_resumable = has_state(path)
+        begun = is_resumable or (path / BEST).exists()
         hold = RunFolder.open_existing if begun else RunFolder.create
         with hold(path, command) as folder:
             if begun:
-                with training_anew(path, None if has_state(path) else path / LAST):
+                with training_anew(path, None if is_resumable else path / LAST):
                     run = resume(
                         folder, device=device, changes={}, texts=plan.texts, valid_texts=plan.valid
                     )
