@@ -341,8 +341,7 @@ class _Loop:
             )
         if run.saved is None:
             # A run killed with a best checkpoint alone could be neither resumed nor begun again.
-            # The clock of saves does not count this one: that with the validation is due below.
-            yield Saved(run.save(), progress.step)
+            yield self._save()
         progress.validated_step = progress.step
         best = run.count_validation(nats)
         row = self._row() | {"valid_nats_per_char": nats}
