@@ -55,8 +55,8 @@ class RunResult(Record):
     chars_per_second: float
     """Speed of that scoring."""
     validation_seconds: float
-    """The part of ``seconds`` spent on validations, including the checkpoint and sample after
-    each."""
+    """The part of ``seconds`` spent on validations, including the checkpoint and sample that come
+    with each."""
     uniform_nats: float
     """What guessing costs in that part, in nats per character."""
     trained_by: str | None
