@@ -44,7 +44,7 @@ class Size:
     """Units of the LSTM on the text; the other cells get as many parameters."""
     steps: int = 1200
     """2.5 million characters: enough to learn words and indentation, too few for meaning."""
-    minutes: float = 1.0
+    minutes: float = 0.5
     width_steps: int = 200
     """Few, because measuring speed at equal width needs no learning."""
     cell_seeds: int = 3
@@ -231,18 +231,25 @@ class Lab:
 
     def _run(self, command: str) -> Answer:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        # bash lets what runs beside it, with &, ignore Ctrl-C.
+        stopping = "trap 'kill $(jobs -pr) 2> /dev/null || true' EXIT"
         started = time.monotonic()
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", command],
+        with subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", f"{stopping}\n{command}"],
             cwd=self.folder,
             env={**os.environ, "PATH": path, "PYTHONUTF8": "1"},
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-        )
-        took = time.monotonic() - started
-        return Answer(command, done.returncode, done.stdout, done.stderr, took)
+        ) as bash:
+            try:
+                out, error = bash.communicate()
+            except BaseException:
+                bash.terminate()  # and not kill, as subprocess.run does: the trap is to run
+                raise
+        return Answer(command, bash.returncode, out, error, time.monotonic() - started)
 
 
 def _code() -> str:

@@ -6,12 +6,15 @@ import ast
 import inspect
 import json
 import math
+import os
 import re
 import shlex
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ET
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -876,6 +879,26 @@ class TestLab:
         with pytest.raises(LessonError, match=r"ended with 3: why$"):
             lab.do("echo why >&2; exit 3")
 
+    def test_ctrl_c_stops_what_runs_side_by_side(self, text: Path, tmp_path: Path) -> None:
+        program = "from tests.test_lesson import *; make_lab(Path(sys.argv[2]), Path(sys.argv[1]))"
+        both = ".do('for N in 1 2; do sleep 1000 & echo $! > pid$N; done; : > begun; wait')"
+        lesson = subprocess.Popen(
+            [sys.executable, "-c", program + both, text, tmp_path],
+            stderr=subprocess.DEVNULL,
+            env={**ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+        )
+        while not [*tmp_path.glob("*/begun")]:
+            time.sleep(0.01)
+        os.killpg(lesson.pid, signal.SIGINT)
+        lesson.wait()
+        (folder,) = tmp_path.glob("*/")
+        for pid in (int((folder / f"pid{n}").read_text()) for n in (1, 2)):
+            with pytest.raises(ProcessLookupError):
+                for _ in range(1000):
+                    os.kill(pid, 0)
+                    time.sleep(0.01)
+
 
 # A page -----------------------------------------------------------------------------------
 
@@ -928,14 +951,14 @@ def check(page: str, folder: Path) -> dict[int, str]:
             assert found
             claim, command = found[1] or n, " ".join(found[2].split())
             # A training command fails when it is typed again.
-            loop = re.fullmatch(r"for .*; do|done", command)
+            loop = re.fullmatch(r"for .*; do|done|wait", command)
             assert loop or first.setdefault(command, claim) == claim, line
             lines.append(command)
         commands = [
-            part.strip().partition(" > ")[0]
+            part.strip().removeprefix("OMP_NUM_THREADS=1 ").partition(" > ")[0]
             for line in lines
-            for part in line.removesuffix(" || true").split(" | ")
-            if part.strip().startswith("charrnn ")
+            for part in line.removesuffix(" || true").removesuffix(" &").split(" | ")
+            if "charrnn " in part
         ]
         assert commands
         for command in commands:
@@ -1105,6 +1128,23 @@ def test_a_training_that_stopped_at_no_finite_number_has_no_price(
     assert rows["LSTM, as it is, rate 0.5"] == 4 * [no]
     assert rows["LSTM, as it is, rate 8"][1] == f"{price_of('plain-lstm-8-2'):.3f}"
     assert rows["LSTM, scaled to norm 1, rate 0.5"][2] == f"{price_of('scaled-lstm-3'):.3f}"
+
+
+def test_at_claim_4_every_training_has_to_end(
+    unlearnt: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = unlearnt._run
+
+    def run(command: str) -> Answer:
+        found = answer(command)
+        if not command.startswith("for "):
+            return found
+        _, _, ended = found.out.partition("\n")
+        return replace(found, out=ended, error="charrnn: disk full\n")
+
+    monkeypatch.setattr(unlearnt, "_run", run)
+    with pytest.raises(LessonError, match=r"a training ended early: [^$]*disk full$"):
+        beyond(unlearnt)
 
 
 def test_how_the_rates_of_claim_7_were_chosen_is_said(unlearnt: Lab) -> None:
