@@ -42,10 +42,11 @@ class Size:
 
     hidden: int = 192
     """Units of the LSTM on the text; the other cells get as many parameters."""
-    steps: int = 1200
-    """2.5 million characters: enough to learn words and indentation, too few for meaning."""
-    minutes: float = 0.5
-    width_steps: int = 200
+    steps: int = 1000
+    """Two million characters: enough to learn words and indentation, too few for meaning."""
+    minutes: float = 0.6
+    """Enough to read clearly more than in ``steps``, even on a slow machine."""
+    width_steps: int = 120
     """Few, because measuring speed at equal width needs no learning."""
     cell_seeds: int = 3
     """Runs of each cell in a comparison, to measure how much chance changes a loss. The cells
