@@ -68,22 +68,29 @@ def paired_margin(differences: Sequence[float], tests: int = 1) -> float:
 def differences_of_means(samples: Mapping[str, Sequence[float]]) -> list[Difference]:
     """Return how far apart the means of each two samples are, the best first.
 
-    Margins are Welch's (1947), which let each sample have its own spread. With up to three samples
-    a difference is supported only if ``differ`` finds one, too: then chance makes some pair stand
-    out in about 5 % of cases, rather than each pair in 5 %. With more the intervals are wider, so
-    that they hold for all pairs together. The sizes must have been fixed beforehand.
+    Margins are Welch's (1947), which let each sample have its own spread; but where each has two
+    values only, which hardly tell one, all are taken to spread alike (Student's). With up to three
+    samples a difference is supported only if ``differ`` finds one, too: then chance makes some pair
+    stand out in about 5 % of cases, rather than each pair in 5 %. With more the intervals are
+    wider, so that they hold for all pairs together. The sizes must have been fixed beforehand.
 
     Args:
         samples: losses by name; one of a single value has no margin to any other.
     """
-    several = [values for values in samples.values() if len(values) > 1]
-    do_differ = len(several) > 3 or differ(several)
+    several = {name: values for name, values in samples.items() if len(values) > 1}
+    do_differ = len(several) > 3 or differ([*several.values()])
     tests = math.comb(len(several), 2) if len(several) > 3 else 1
+    shared = _shared_squared_error([*several.values()])
     found = []
     ranked = sorted(samples.items(), key=lambda named: statistics.fmean(named[1]))
     for (better, a), (worse, b) in itertools.combinations(ranked, 2):
         nats = statistics.fmean(b) - statistics.fmean(a)
-        margin = _welch_margin(a, b, tests) if min(len(a), len(b)) > 1 else None
+        margin = None
+        if better in several and worse in several:
+            if shared is None:
+                margin = _welch_margin(a, b, tests)
+            else:
+                margin = student(len(several), 0.05 / tests) * math.sqrt(2 * shared)
         supported = do_differ and margin is not None and nats > margin
         found.append(Difference(better, worse, nats, margin, supported))
     return found
@@ -92,19 +99,23 @@ def differences_of_means(samples: Mapping[str, Sequence[float]]) -> list[Differe
 def differ(samples: Sequence[Sequence[float]]) -> bool:
     """Whether up to three samples of two values or more differ at all by more than chance.
 
-    For three this is Welch's analysis of variance at 5 % (Welch 1951). For two, the test of the
-    pair alone does this.
+    For three this is Welch's analysis of variance at 5 % (Welch 1951), or Fisher's where each has
+    two values only. For two, the test of the pair alone does this.
     """
     if len(samples) < 3:
         return len(samples) == 2
     means = [statistics.fmean(values) for values in samples]
-    weights = [1 / _squared_error(values) for values in samples]
+    shared = _shared_squared_error(samples)
+    weights = [1 / (shared or _squared_error(values)) for values in samples]
     mean, whole = statistics.fmean(means, weights), sum(weights)
-    between = sum(w * (m - mean) ** 2 for w, m in zip(weights, means, strict=True)) / 2
-    unsure = sum(
-        (1 - w / whole) ** 2 / (len(values) - 1) for w, values in zip(weights, samples, strict=True)
-    )
-    ratio, freedom = between / (1 + unsure / 4), 8 / (3 * unsure)
+    ratio = sum(w * (m - mean) ** 2 for w, m in zip(weights, means, strict=True)) / 2
+    freedom: float = len(samples)
+    if shared is None:
+        unsure = sum(
+            (1 - w / whole) ** 2 / (len(values) - 1)
+            for w, values in zip(weights, samples, strict=True)
+        )
+        ratio, freedom = ratio / (1 + unsure / 4), 8 / (3 * unsure)
     # F's tail for three samples, thus 2 and ``freedom`` degrees of freedom, has a closed form.
     tail: float = (1 + 2 * ratio / freedom) ** (-freedom / 2)
     return tail < 0.05
@@ -121,6 +132,16 @@ def _welch_margin(a: Sequence[float], b: Sequence[float], tests: int = 1) -> flo
     of_a, of_b = _squared_error(a), _squared_error(b)
     freedom = (of_a + of_b) ** 2 / (of_a**2 / (len(a) - 1) + of_b**2 / (len(b) - 1))
     return student(freedom, 0.05 / tests) * math.sqrt(of_a + of_b)
+
+
+def _shared_squared_error(samples: Sequence[Sequence[float]]) -> float | None:
+    """Return the squared standard error of each mean if all are of two values; else None.
+
+    It has a degree of freedom for each sample.
+    """
+    if not samples or max(map(len, samples)) > 2:
+        return None
+    return statistics.fmean(map(_squared_error, samples))
 
 
 def _squared_error(values: Sequence[float]) -> float:

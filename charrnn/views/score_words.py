@@ -160,8 +160,7 @@ def _settings_say(ranked: Sequence[Setting], every: Collection[str], how: str) -
         if compared <= 3 or pair.better == pairs[0].better:
             yield _apart(pair, names[pair.better], names[pair.worse])
     if pairs:
-        fewest = min(len(one.losses) for one in ranked if one.is_varied)
-        yield _over_seeds(compared, "settings", fewest)
+        yield _over_seeds("settings", [len(one.losses) for one in ranked if one.is_varied])
 
 
 def _named(setting: Setting, every: Collection[str]) -> str:
@@ -194,22 +193,24 @@ def _names(models: Iterable[Assessment]) -> set[str]:
     return {one.checkpoint for one in models}
 
 
-def _over_seeds(compared: int, kind: str, seeds: int) -> str:
+def _over_seeds(kind: str, seeds: Sequence[int]) -> str:
     """Say what the margins between means over seeds are.
 
     Args:
-        compared: how many means there are.
-        kind: what they are of: "cells".
-        seeds: the fewest in one of them.
+        kind: what the means are of: "cells".
+        seeds: how many seeds each mean is of.
     """
-    how = {2: "", 3: f", and an F test finds that the {kind} differ"}.get(compared, "")
+    how = f", and an F test finds that the {kind} differ" if len(seeds) == 3 else ""
     share = f"some 5 % of comparisons of equal {kind} support one"
-    if compared > 3:
+    if len(seeds) > 3:
         share = "the intervals hold for all pairs together"
-    few = " Two seeds show little: take more." if seeds == 2 else ""
+    tests = "Welch's tests"
+    if max(seeds) == 2:
+        tests = f"tests that take the {kind} to spread alike, as two seeds cannot tell"
+    few = " Two seeds show little: take more." if min(seeds) == 2 else ""
     return (
         "\N{PLUS-MINUS SIGN} gives a difference's 95 % confidence interval over the seeds. It "
-        f"is supported where that leaves out 0{how} (Welch's tests; {share}, if the number of "
+        f"is supported where that leaves out 0{how} ({tests}; {share}, if the number of "
         "seeds was fixed beforehand). Seeds vary weights and dropout, not the text: another text, "
         f"or another part of this one, may rank the {kind} otherwise.{few}"
     )
@@ -410,8 +411,8 @@ def _differences(comparison: Comparison) -> Iterator[str]:
     for pair in pairs:
         yield _apart(pair, pair.better, pair.worse) + _on_validation(comparison, pair)
     if pairs:
-        several = [len(cell.runs) for cell in comparison.cells if len(cell.runs) > 1]
-        yield _over_seeds(len(several), "cells", min(several))
+        seeds = [len(cell.runs) for cell in comparison.cells if len(cell.runs) > 1]
+        yield _over_seeds("cells", seeds)
 
 
 def _apart(pair: Difference, better: str, worse: str) -> str:
