@@ -156,7 +156,34 @@ def plant_bracket_unit_(model: CharModel, unit: int) -> None:
         cell.weight_input[g, :2] = torch.tensor([5.0, -5.0]).double()
 
 
+def plant_counting_unit_(model: CharModel, unit: int) -> None:
+    """Make a unit (from 0) of an LSTM's first layer count: add 0.05 at each character.
+
+    At a line feed it forgets and writes nothing.
+    """
+    cell = model.layers()[0]
+    i, f, g, o = (unit + block * cell.hidden for block in range(4))
+    with torch.no_grad():
+        model.embedding.weight[:, 0] = 0
+        model.embedding.weight[int(VOCABULARY.encode("\n")[0]), 0] = 1.0
+        for row in (i, f, g, o):
+            cell.weight_input[row] = 0
+            cell.weight_recurrent[row] = 0
+        cell.bias[[i, f, g, o]] = torch.tensor([10.0, 10.0, 0.05, 10.0]).double()
+        cell.weight_input[[i, f], 0] = -20.0
+
+
 class TestUnits:
+    def test_a_planted_counter_is_found(self) -> None:
+        model = make_model("lstm", layers=1, hidden=9)
+        plant_counting_unit_(model, unit=6)
+        chance = random.Random(3)
+        lines = ("".join(chance.choices("abcd ", k=chance.randint(0, 20))) for _ in range(300))
+        first, *_ = units(model, stretch_of("\n".join(lines)))
+        assert first.property == "position in line"
+        assert (first.unit.layer, first.unit.unit, first.unit.state) == (1, 7, "c")
+        assert first.correlation > 0.99
+
     def test_a_planted_unit_is_found(self) -> None:
         model = make_model("lstm", layers=1, hidden=9)
         plant_bracket_unit_(model, unit=6)

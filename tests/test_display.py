@@ -552,6 +552,8 @@ def test_quiet_says_notes_once_and_how_to_go_on(
     for title in ("--- run 1 of 2", "--- run 2 of 2"):
         display.start(run, title)
     assert capsys.readouterr() == ("", "note: what the user should know\n")
+    display.show(Uncaptured("out of memory"))
+    assert capsys.readouterr().err.startswith("note: the update cannot be captured in a CUDA graph")
     stopped = Finished("SIGINT", complete=False)
     display.show(stopped)
     assert capsys.readouterr() == ("", f"go on with: {run.command()}\n")

@@ -251,7 +251,9 @@ class _Notes(Display):
                 self._say(line)
 
     def show(self, event: Event) -> None:
-        if isinstance(event, Finished) and not event.complete and self.run.owner is None:
+        if isinstance(event, Uncaptured):
+            self._say(f"note: {_uncaptured(event)}")
+        elif isinstance(event, Finished) and not event.complete and self.run.owner is None:
             self._say(f"go on with: {self.run.command()}")
 
     def _say(self, line: str) -> None:
@@ -374,9 +376,13 @@ def _plain(event: Event, run: Run) -> Iterable[str]:
         stopped = f"the process was stopped for {duration(event.seconds)}"
         yield f"{stopped}, which does not count towards the run's time"
     elif isinstance(event, Uncaptured):
-        yield f"the update cannot be captured in a CUDA graph, so it is slower: {event.reason}"
+        yield _uncaptured(event)
     elif isinstance(event, Finished):
         yield from _ending(event, run)
+
+
+def _uncaptured(event: Uncaptured) -> str:
+    return f"the update cannot be captured in a CUDA graph, so it is slower: {event.reason}"
 
 
 def _last_validation(run: Run) -> float | None:
