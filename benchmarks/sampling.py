@@ -2,10 +2,10 @@
 
 The loop is what a tutorial writes: for each character one call of torch.nn's cell, the head,
 softmax and multinomial. charrnn is timed as a whole (``charrnn.inference.sampling.sample``, drawing
-included), on texts long enough for C to take over from numpy: 1 stream and 64, with weights in
-float32, bf16 and 8 bits. A step without drawing is also timed in numpy, which starts a text, and
-in C, which continues it. Before all that: with a trained model and a text, the loss by kind of
-weights; then how long a user waits for the first character, and how much of that is loading torch.
+included): 1 stream and 64, with weights in float32, bf16 and 8 bits. A step without drawing is also
+timed in C and in numpy, which makes the steps where there is no compiler. Before all that: with a
+trained model and a text, the loss by kind of weights; then how long a user waits for the first
+character, and how much of that is loading torch.
 Run with::
 
     python -m benchmarks.sampling [--quick] [--json FILE] [--checkpoint RUN --text FILE]
@@ -195,8 +195,10 @@ def losses(checkpoint: Path, text: Path) -> dict[WeightsName, float]:
 def stepped_prices(
     model: CharModel, part: Part, vocabulary: Vocabulary, weights: WeightsName
 ) -> Iterator[Prices]:
-    """Price a text like ``evaluation.prices``, with the steps that continue a long sample."""
-    # Not numpy's, which start a sample: they also read rounded weights, but round no state.
+    """Price a text like ``evaluation.prices``, with the steps of a sample.
+
+    Those in C round the state, too, and not only the weights.
+    """
     hidden, compiled = model.initial_hidden(1), steps()
     stepper = (
         NumpyStepper(model, hidden, weights)

@@ -379,10 +379,16 @@ class TestDifferences:
             make_result("gru", 2, 1.1, valid_nats_per_char=1.9),
         )
         assert CellResult(runs).best.seed == 2
-        assert CellResult(runs).to_dict()["valid_nats_per_char"] == pytest.approx(1.95)
+        row = CellResult(runs).to_dict()
+        assert row["valid_nats_per_char"] == pytest.approx(1.95)
+        assert row["valid_bits_per_char"] == pytest.approx(1.95 / math.log(2))
+        assert row["valid_perplexity"] == pytest.approx(math.exp(1.95))
         unvalidated = CellResult((make_result("gru", 3, valid_nats_per_char=None),))
         assert unvalidated.best.seed == 3
-        assert unvalidated.to_dict()["valid_nats_per_char"] is None
+        none = unvalidated.to_dict()
+        assert [
+            none[f"valid_{name}"] for name in ("nats_per_char", "bits_per_char", "perplexity")
+        ] == [None] * 3
 
 
 class TestPlan:
@@ -734,6 +740,7 @@ class TestCompare:
             "µs/char",
             "clipped steps",
             "valid nats",
+            "valid perplexity",
             "spread",
         ):
             assert name in lines[0]

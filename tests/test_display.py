@@ -148,6 +148,12 @@ class TestPlain:
         ):
             assert introduction.count(words) == 1, words
 
+    def test_says_what_a_budget_of_steps_is_in_epochs(self, run: Run, said: Said) -> None:
+        run.config = replace(run.config, minutes=None, steps=1)
+        run.progress.planned_steps = 3 * run.lanes.steps_per_epoch // 2
+        epochs = run.progress.planned_steps / run.lanes.steps_per_epoch
+        assert f"; {run.progress.planned_steps} steps = {epochs:.2f} epochs\n" in said()
+
     def test_says_how_much_of_a_long_text_bzip2_takes(
         self, run: Run, said: Said, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -587,8 +587,8 @@ class TestComparison:
         runs = [replace(run, **large) for run in made.cells[0].runs]
         made = Comparison.of(made.plan, runs)
         assert comparison_lines(made)[1] == [
-            "lstm", "1 x 3", "2.0050", "0.0071", "2.8926", "7.426", "2.0000", "1,900",
-            "1,567", "1000.0", "7", "2,000", "1,234",
+            "lstm", "1 x 3", "2.0050", "0.0071", "2.8926", "7.426", "2.0000", "7.389",
+            "1,900", "1,567", "1000.0", "7", "2,000", "1,234",
         ]  # fmt: skip
         row = made.to_list()[0]
         times = (row["seconds"], row["chars_per_second"], row["train_chars_per_second"])

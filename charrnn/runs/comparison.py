@@ -152,6 +152,8 @@ class CellResult:
             "validation_seconds": self.mean("validation_seconds"),
             "spread": self.spread,
             "valid_nats_per_char": valid,
+            "valid_bits_per_char": None if valid is None else in_bits(valid),
+            "valid_perplexity": None if valid is None else perplexity(valid),
             "multiply_adds": best.multiply_adds,
             "train_chars_per_second": self.mean("train_chars_per_second"),
             "steps": self.mean("steps"),

@@ -50,7 +50,7 @@ def introduction(run: RunSummary, device: str, *, is_planned: bool) -> list[str]
         f"{shape.embedding}, {run.parameters:,} parameters, {shape.vocabulary:,} symbols",
         f"data    {_data(run)}",
         f"update  {', '.join(_update(run, is_planned))}",
-        f"device  {device}, {run.config.precision}; {_budget(run)}",
+        f"device  {device}, {run.config.precision}; {_budget(run)}{_epochs(run)}",
     ]
 
 
@@ -116,6 +116,14 @@ def _budget(run: RunSummary) -> str:
         return counted(config.minutes, "minute")
     steps = counted(run.progress.planned_steps or 0, "step")
     return f"{counted(config.epochs, 'epoch')} = {steps}" if config.epochs is not None else steps
+
+
+def _epochs(run: RunSummary) -> str:
+    """Return what a budget of steps is in epochs; a plan for minutes says it by itself."""
+    planned = run.progress.planned_steps
+    if planned is None or run.config.minutes is not None or run.config.epochs is not None:
+        return ""
+    return f" = {planned / run.steps_per_epoch:.2f} epochs"
 
 
 def regularisers(run: RunSummary, *, by_plan: bool | None) -> list[str]:

@@ -342,8 +342,8 @@ def comparison_lines(comparison: Comparison) -> list[list[str]]:
     several = comparison.plan.seeds > 1
     lines = [[
         "cell", "layers x width", "nats/char", *(["spread"] if several else []), "bits/char",
-        "perplexity", "valid nats", "parameters", "multiply-adds", "µs/char",
-        "seconds", "steps", "clipped steps",
+        "perplexity", "valid nats", "valid perplexity", "parameters", "multiply-adds",
+        "µs/char", "seconds", "steps", "clipped steps",
     ]]  # fmt: skip
     for cell in comparison.cells:
         one, row = cell.best, cell.to_dict()
@@ -357,6 +357,7 @@ def comparison_lines(comparison: Comparison) -> list[list[str]]:
                 f"{row['bits_per_char']:.4f}",
                 perplexity_figure(row["perplexity"]),
                 "-" if valid is None else f"{valid:.4f}",
+                "-" if valid is None else perplexity_figure(row["valid_perplexity"]),
                 f"{one.parameters:,}",
                 f"{one.multiply_adds:,}",
                 f"{1e6 / row['train_chars_per_second']:.1f}",
