@@ -375,9 +375,11 @@ def test_the_chances_of_false_verdicts_are_what_their_script_prints(
     program, option, script = shlex.split(command)
     assert (program, option) == ("python", "-c")
     exec(script, {})
-    equal, unequal, twice, four_times = (
+    alike, table, equal, unequal, twice, four_times = (
         round(100 * float(share)) for share in capsys.readouterr().out.split()
     )
     text = " ".join(page.split())
+    assert f"a difference in {alike} of 100 comparisons if the cells spread alike" in text
+    assert f"and in {table} with the spreads of the table" in text
     assert f"({max(equal, unequal)} in 100 with three seeds)" in text
     assert f"to {twice} in 100 with 3 seeds and then 5, to {four_times} with 3, 5, 7 and 9" in text
