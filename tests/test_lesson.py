@@ -889,6 +889,7 @@ class TestLab:
             start_new_session=True,
         )
         while not [*tmp_path.glob("*/begun")]:
+            assert lesson.poll() is None, "it ended before it began"
             time.sleep(0.01)
         os.killpg(lesson.pid, signal.SIGINT)
         lesson.wait()
@@ -955,10 +956,10 @@ def check(page: str, folder: Path) -> dict[int, str]:
             assert loop or first.setdefault(command, claim) == claim, line
             lines.append(command)
         commands = [
-            part.strip().removeprefix("OMP_NUM_THREADS=1 ").partition(" > ")[0]
+            part.partition(" > ")[0]
             for line in lines
-            for part in line.removesuffix(" || true").removesuffix(" &").split(" | ")
-            if "charrnn " in part
+            for piece in line.removesuffix(" || true").removesuffix(" &").split(" | ")
+            if (part := piece.strip().removeprefix("OMP_NUM_THREADS=1 ")).startswith("charrnn ")
         ]
         assert commands
         for command in commands:
