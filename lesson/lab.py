@@ -42,9 +42,9 @@ class Size:
 
     hidden: int = 192
     """Units of the LSTM on the text; the other cells get as many parameters."""
-    steps: int = 1000
-    """Two million characters: enough to learn words and indentation, too few for meaning."""
-    minutes: float = 0.6
+    steps: int = 800
+    """1.6 million characters: enough to learn words and indentation, too few for meaning."""
+    minutes: float = 0.5
     """Enough to read clearly more than in ``steps``, even on a slow machine."""
     width_steps: int = 120
     """Few, because measuring speed at equal width needs no learning."""
