@@ -606,6 +606,11 @@ class TestEvaluate:
         assert row["notes"][-1].startswith(said)
         names = [baseline["name"] for baseline in row["baselines"]]
         assert names == ["uniform", "gzip", "bzip2", "xz"]
+        # No option of evaluate names the encoding of that text.
+        text.write_bytes("Ärger und Öl ".encode("latin-1") * 50)
+        result = cli("evaluate", run, "--text", prose, "--baselines")
+        assert f"{text} is not utf-8 text at byte 0" in result.err
+        assert result.err.endswith("): bring the old text back\n")
 
     def test_a_text_that_moved_is_found_for_the_baselines_of_its_test_part(
         self, cli: Cli, prose: Path, tmp_path: Path

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from charrnn.storage.reading import (
 )
 from charrnn.storage.runfolder import files_of_run
 from charrnn.storage.trained import load_model
-from charrnn.text.corpus import Part
+from charrnn.text.corpus import Corpus, Part
 from charrnn.text.files import EMBEDDED
 from charrnn.text.not_text import Nameable
 from charrnn.text.scanning import scan
@@ -279,9 +279,16 @@ def load_subjects(
     """
     models = _load_models(paths, device, source.texts, tell)
     spooled = spool()
-    # A part is of a text that was read before.
-    nameable: Nameable = "characters" if source.part is None else "none"
-    scan_once = cache(partial(scan, nameable=nameable))  # once for all models that read it alike
+    corpora: dict[tuple[tuple[str, ...], str], Corpus] = {}
+
+    def scan_once(nameable: Nameable, texts: tuple[str, ...], encoding: str) -> Corpus:
+        # Once for all models that read a text alike, named or recorded.
+        if (texts, encoding) not in corpora:
+            corpora[texts, encoding] = scan(texts, encoding, nameable)
+        return corpora[texts, encoding]
+
+    scan_named: Scan = partial(scan_once, "characters")
+    scan_recorded: Scan = partial(scan_once, "none")  # a run has read it before
     texts = tuple(readable(source.texts, spooled))
     all_of_bytes = all(vocabulary.is_bytes for _, _, vocabulary, _ in models)
     subjects: list[Subject] = []
@@ -289,14 +296,14 @@ def load_subjects(
     for path, model, vocabulary, checkpoint in models:
         trained_on = checkpoint.record("text", TextRecord)
         if source.part is not None:
-            part = _recorded(checkpoint, source.part, scan_once, texts)
+            part = _recorded(checkpoint, source.part, scan_recorded, texts)
         else:
             read_as = trained_on.encoding
             # An encoding applies to the models of characters, if there are any.
             if source.encoding is not None and (all_of_bytes or not vocabulary.is_bytes):
                 refuse_other_symbols(source.encoding, vocabulary, shown(path))
                 read_as = source.encoding
-            part = scan_once(texts, read_as).whole
+            part = scan_named(texts, read_as).whole
         # The same object for all models, so that its characters are counted once.
         part = parts.setdefault((id(part.corpus), part.start, part.stop), part)
         subjects.append(Subject(path, model, vocabulary, checkpoint, trained_on, part))
@@ -308,7 +315,7 @@ def load_subjects(
         _refuse_different_parts(subjects, source.part)
     if not with_training:
         return subjects
-    return [_with_training(subject, scan_once, texts, source.part) for subject in subjects]
+    return [_with_training(subject, scan_recorded, texts, source.part) for subject in subjects]
 
 
 def _load_models(
