@@ -256,6 +256,7 @@ class TestBadInput:
         folder.mkdir()
         content = {
             "letter": b"a",
+            "nothing": b"",
             "latin": "é".encode("latin-1") * 9,
             "prose": make_prose(300).encode(),
         }
@@ -365,6 +366,8 @@ class TestBadInput:
             ("evaluate {trained} {prose}", 2, "give a text: --text {prose}, or --part valid"),
             ("evaluate {trained} {trained}", 2, "give a text: --text FILE, or --part valid"),
             ("evaluate {prose}", 2, "give a text: --text FILE, or --part valid"),
+            ("evaluate {trained} {nothing}", 2, "give a text: --text FILE, or --part valid"),
+            ("evaluate {trained} {nothing} --part valid", 1, "{nothing}: the file is empty"),
             ("inspect {trained} --text {letter}", 1, "a text of 1 character is too short to insp"),
             ("evaluate {trained} --part test", 2, "no test part"),
             ("evaluate {trained} --part valid --encoding utf-8", 2, "--encoding"),

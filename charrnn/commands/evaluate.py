@@ -205,5 +205,6 @@ def _meant_as_text(checkpoints: Sequence[Path]) -> Path | None:
     if others and last.name not in BESIDE:
         with contextlib.suppress(OSError, ValueError), opened(last) as file:
             # A checkpoint begins with its header's length, which ends in NULs.
-            return None if b"\0" in file.read(8) else last
+            head = file.read(8)
+            return last if head and b"\0" not in head else None
     return None
