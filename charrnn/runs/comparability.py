@@ -18,12 +18,12 @@ from charrnn.compute.machine import worker
 from charrnn.compute.processor import processor
 from charrnn.config import ModelConfig
 from charrnn.errors import RunFolderError, UsageError
-from charrnn.layout import BEST, LOCK, PLAN, RESULT
+from charrnn.layout import LOCK, PLAN, RESULT
 from charrnn.runs.comparison import RunResult
 from charrnn.runs.comparison_folder import going_on
 from charrnn.runs.comparison_plan import Plan
 from charrnn.storage.reading import refuse_another_text, refuse_text_within
-from charrnn.storage.runfolder import has_state
+from charrnn.storage.runfolder import checkpoints_in, has_state
 from charrnn.text.corpus import Part
 from charrnn.wording import joined, shown
 
@@ -38,7 +38,7 @@ def refuse_taken(folder: Path, plan: Plan, begun: Plan | None) -> None:
         known, instead = begun.seeds, "move it elsewhere"
     added = [one for one in plan.runs() if one[0] >= plan.seed + known]
     for path in (folder / plan.run_name(seed, cell) for seed, cell in added):
-        if (path / RESULT).exists() or (path / BEST).exists() or has_state(path):
+        if (path / RESULT).exists() or checkpoints_in(path):
             raise RunFolderError(
                 f"{shown(path)}: holds a run already, that does not belong to this comparison: "
                 f"{instead}"

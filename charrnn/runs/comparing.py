@@ -24,7 +24,7 @@ from charrnn.disk import write_json
 from charrnn.errors import CheckpointError, CorpusError, NonFiniteError, RunFolderError
 from charrnn.inference.baselines import uniform_nats
 from charrnn.inference.evaluation import Interrupted, Scores, run_once, score
-from charrnn.layout import BEST, LAST, LOG, PLAN
+from charrnn.layout import LAST, LOG, PLAN
 from charrnn.runs.comparability import (
     refuse_another_machine,
     refuse_another_shape,
@@ -48,7 +48,7 @@ from charrnn.storage.reading import (
     divide,
     refuse_too_short,
 )
-from charrnn.storage.runfolder import RunFolder, has_state, remove_stale
+from charrnn.storage.runfolder import RunFolder, checkpoints_in, has_state, remove_stale
 from charrnn.storage.trained import chosen_in, load_model, trained_by
 from charrnn.text.corpus import Part
 from charrnn.text.files import embedded_corpus
@@ -191,12 +191,11 @@ class _Sitting:
     def _open_run(self, path: Path, choices: recipe.Choices, shape: ModelConfig) -> Iterator[Run]:
         """Hold a run's folder; yield the run that goes on or begins there, with this shape."""
         plan, command, device = self.plan, self.command, self.device
-        is_resumable = has_state(path)
-        begun = is_resumable or (path / BEST).exists()
+        begun = checkpoints_in(path)
         hold = RunFolder.open_existing if begun else RunFolder.create
         with hold(path, command) as folder:
             if begun:
-                with training_anew(path, None if is_resumable else path / LAST):
+                with training_anew(path, None if has_state(path) else path / LAST):
                     run = resume(
                         folder, device=device, changes={}, texts=plan.texts, valid_texts=plan.valid
                     )

@@ -104,7 +104,7 @@ class RunFolder:
             RunFolderError: there is no run in it, another process holds it, or it is not writable.
         """
         with refusals(path, "cannot read the run's folder"):
-            if not _is_folder(path) or not (checkpoints_in(path) or exists(path / LOCK)):
+            if not (checkpoints_in(path) or exists(path / LOCK)):
                 raise _nothing_to_resume(path)
         try:
             lock = take_lock(path, command)
@@ -390,10 +390,6 @@ def _nothing_to_resume(path: Path, *, is_abandoned: bool = False) -> RunFolderEr
     return RunFolderError(f"{shown(path)}: holds no run to resume: {instead}")
 
 
-def _is_folder(path: Path) -> bool:
-    return exists(path) and path.is_dir()
-
-
 def _entries(folder: Path) -> list[Path]:
     with refusals(folder, "cannot read the run's folder"):
         return list(folder.iterdir())
@@ -412,11 +408,15 @@ def _generations(folder: Path) -> list[Path]:
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoint files of the run in a folder: newest first, then the best.
 
+    None if there is no such folder.
+
     Raises:
         RunFolderError: the folder cannot be read.
     """
-    named = [folder / LAST, *_generations(folder), folder / BEST]
     with refusals(folder, "cannot read the run's folder"):
+        if not exists(folder) or not folder.is_dir():
+            return []
+        named = [folder / LAST, *_generations(folder), folder / BEST]
         return [path for path in named if exists(path)]
 
 
@@ -442,8 +442,7 @@ def has_state(folder: Path) -> bool:
     Raises:
         RunFolderError: the folder cannot be read.
     """
-    with refusals(folder, "cannot read the run's folder"):
-        return _is_folder(folder) and any(path.name != BEST for path in checkpoints_in(folder))
+    return any(path.name != BEST for path in checkpoints_in(folder))
 
 
 def texts_to_name(folder: Path) -> tuple[str, ...]:
