@@ -410,6 +410,10 @@ class TestBadInput:
             line = one_line(cli(*words))
             assert line.endswith("name its --encoding (cp1252, gb18030, shift_jis, utf-16, ...)\n")
             assert "name its --encoding" not in cli(*words, "--encoding", "latin-1").err
+            line = one_line(cli(*words, "--encoding", "utf-9"))
+            assert line.endswith("Python knows: use utf-8 or another one's name\n")
+        line = one_line(cli("train", latin, "--encoding", "utf-9"))
+        assert line.endswith("Python knows: use utf-8, another one's name, or bytes\n")
         line = one_line(cli("evaluate", run, "--text", latin, "--part", "valid"))
         assert line.endswith("(invalid continuation byte): bring the old text back\n")
         line = one_line(cli("train", latin, "--run", run, "--resume"))

@@ -378,7 +378,7 @@ def refuse_other_symbols(encoding: str, vocabulary: Vocabulary, who: str) -> Non
     Raises:
         UsageError: they do not fit.
     """
-    if (text_encoding(encoding) == BYTES) != vocabulary.is_bytes:
+    if (text_encoding(encoding, or_bytes=vocabulary.is_bytes) == BYTES) != vocabulary.is_bytes:
         reads, instead = "bytes", ""
         if not vocabulary.is_bytes:  # a text in another encoding may have advised bytes
             reads, instead = "characters", ", or name the encoding that the text has"

@@ -36,10 +36,14 @@ _BYTE_ORDER_MARKS: dict[str, tuple[bytes, ...]] = {
 _PROBE = 100 * "a" + "\n"
 
 
-def text_encoding(name: str) -> str:
+def text_encoding(name: str, *, or_bytes: bool = True) -> str:
     """Return the codec's own name for an encoding, or ``bytes``.
 
     ``utf-8-sig`` becomes ``utf-8``: byte order marks are never text here.
+
+    Args:
+        name: the encoding, as the user names it.
+        or_bytes: whether bytes can be advised in place of an unknown one.
 
     Raises:
         UsageError: Python has no such codec, or it is not one for plain text
@@ -57,9 +61,11 @@ def text_encoding(name: str) -> str:
         if "".join(decoded) + decoder.decode(b"", True) != _PROBE:
             raise LookupError
     except (LookupError, ValueError):  # ValueError: UnicodeError, or a NUL in the name
+        instead = (
+            "utf-8, another one's name, or bytes" if or_bytes else "utf-8 or another one's name"
+        )
         raise UsageError(
-            f"--encoding {shown(name)} is not a text encoding that Python knows: "
-            "use utf-8, another one's name, or bytes"
+            f"--encoding {shown(name)} is not a text encoding that Python knows: use {instead}"
         ) from None
     return "utf-8" if codec.name == "utf-8-sig" else codec.name
 
