@@ -1204,7 +1204,7 @@ class TestCompare:
         )
         assert sorted(uninterrupted.iterdir()) == before
 
-    @pytest.mark.parametrize("left", ["lock", "last.safetensors"])
+    @pytest.mark.parametrize("left", ["lock", "best.safetensors", "last.safetensors"])
     def test_it_does_not_begin_in_a_run_s_folder(
         self, cli: Cli, prose: Path, tmp_path: Path, left: str
     ) -> None:
@@ -1216,9 +1216,11 @@ class TestCompare:
         holds = f"a run already: go on with it with: {go_on}; or choose"
         if left == "lock":
             holds = "a run that has saved nothing yet, or was killed before it did: choose"
+        if left == "best.safetensors":
+            holds = f"{left} of a run: choose"
         assert refused.err.endswith(f"run: holds {holds} another folder with --run\n")
         assert [path.name for path in (tmp_path / "run").iterdir()] == [left]
-        if left != "lock":
+        if left == "last.safetensors":
             refused = cli("compare", "--run", tmp_path / "run", "--resume")
             assert (refused.code, refused.out) == (1, "")
             assert refused.err.endswith(

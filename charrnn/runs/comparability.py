@@ -18,7 +18,7 @@ from charrnn.compute.machine import worker
 from charrnn.compute.processor import processor
 from charrnn.config import ModelConfig
 from charrnn.errors import RunFolderError, UsageError
-from charrnn.layout import LOCK, PLAN, RESULT
+from charrnn.layout import BEST, LOCK, PLAN, RESULT
 from charrnn.runs.comparison import RunResult
 from charrnn.runs.comparison_folder import going_on
 from charrnn.runs.comparison_plan import Plan
@@ -56,6 +56,8 @@ def refuse_used(folder: Path) -> None:
     elif (folder / PLAN).exists():
         go_on = comparison_command(folder)
         holds = f"a comparison already: go on with it with: {go_on}; or choose"
+    elif checkpoints_in(folder):  # sample, for one, would take it for the comparison's
+        holds = f"{BEST} of a run: choose"
     else:
         return
     raise RunFolderError(f"{shown(folder)}: holds {holds} another folder with --run")
