@@ -119,6 +119,4 @@ def recurs_in_bf16(device: torch.device) -> bool:
 
 def has_capability(name: str) -> bool:
     """Return whether the CPU has a capability, by torch's name for it, such as "avx512_f"."""
-    # Not every torch version that we accept has it; without it we assume no capability.
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get(name))
+    return bool(torch.cpu.get_capabilities().get(name))

@@ -57,8 +57,7 @@ def mkl_is_fast() -> bool:
 @cache  # every product asks for it
 def _onednn_takes_bf16() -> bool:
     """Return whether oneDNN multiplies bf16 on this CPU; torch's own product does on any."""
-    supported = getattr(_ONEDNN, "_is_mkldnn_bf16_supported", None)
-    return supported is not None and bool(supported())
+    return bool(_ONEDNN._is_mkldnn_bf16_supported())
 
 
 def product(x_TBK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
