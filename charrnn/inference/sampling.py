@@ -319,8 +319,6 @@ def _drawn(
     """Draw a symbol for each sample, for some samples at a time."""
     lanes, vocabulary = logits_BV.shape
     some = max(1, AT_ONCE // vocabulary)
-    if lanes <= some:
-        return _draw(next_probabilities(logits_BV, config), points_B)
     drawn = (
         _draw(next_probabilities(logits_BV[at : at + some], config), points_B[at : at + some])
         for at in range(0, lanes, some)
