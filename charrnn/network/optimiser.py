@@ -115,7 +115,7 @@ class Optimiser(ABC):
 
     Everything that changes from step to step is a tensor (learning rates and step
     count too), so that a CUDA graph can hold the update and a checkpoint the state.
-    No tensor's value is read back into Python.
+    Only on a CPU is a tensor's value read back into Python, for C.
 
     Args:
         model: the model whose weights are updated.
