@@ -501,7 +501,7 @@ def test_a_folder_of_runs_names_one(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"name the folder of a run in it, such as .*/one$"):
         find(tmp_path)
     (tmp_path / "comparison.json").touch()
-    go_on = f"go on with it with: charrnn compare --run {tmp_path} --resume"
+    go_on = f"continue it with: charrnn compare --run {tmp_path} --resume"
     with pytest.raises(CheckpointError, match=f"a comparison: name the .*/one, or {go_on}$"):
         find(tmp_path)
     shutil.rmtree(tmp_path / "one")

@@ -1199,7 +1199,7 @@ class TestCompare:
         refused = cli("train", *text, "--run", uninterrupted, "--steps", 2, *resume)
         assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
         assert (
-            f"go on with it with: charrnn compare --run {shlex.quote(str(uninterrupted))} --resume"
+            f"continue it with: charrnn compare --run {shlex.quote(str(uninterrupted))} --resume"
             in refused.err
         )
         assert sorted(uninterrupted.iterdir()) == before
@@ -1213,7 +1213,7 @@ class TestCompare:
         refused = cli("compare", prose, "--run", tmp_path / "run", *SHORT)
         assert (refused.code, refused.out) == (1, "")
         go_on = f"charrnn train --run {shlex.quote(str(tmp_path / 'run'))} --resume"
-        holds = f"a run already: go on with it with: {go_on}; or choose"
+        holds = f"a run already: continue it with: {go_on}; or choose"
         if left == "lock":
             holds = "a run that has saved nothing yet, or was killed before it did: choose"
         if left == "best.safetensors":
@@ -1224,7 +1224,7 @@ class TestCompare:
             refused = cli("compare", "--run", tmp_path / "run", "--resume")
             assert (refused.code, refused.out) == (1, "")
             assert refused.err.endswith(
-                f"holds no comparison to resume: it holds a run: go on with it with: {go_on}\n"
+                f"holds no comparison to resume: it holds a run: continue it with: {go_on}\n"
             )
 
     def test_a_run_is_no_comparison(
@@ -1245,7 +1245,9 @@ class TestCompare:
         ):
             refused = cli(*words, "--run", run)
             assert (refused.code, refused.out, refused.err.count("\n")) == (1, "", 1)
-            assert f"{run}: {said}: go on with it with: charrnn {go_on}" in refused.err
+            larger = " (a finished one with a larger --minutes, --epochs or --steps)"
+            larger = larger if words[0] == "train" else ""
+            assert f"{run}: {said}: continue it{larger} with: charrnn {go_on}" in refused.err
 
     def test_a_file_is_no_folder(self, cli: Cli, prose: Path) -> None:
         refused = cli("compare", prose, "--run", prose, *SHORT)

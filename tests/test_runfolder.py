@@ -99,8 +99,9 @@ def test_a_run_is_not_started_over_another(tmp_path: Path) -> None:
         folder.save_last(make_state(7))
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     assert said(lambda: RunFolder.create(run)) == (
-        f"{run}: holds a run already at step 7: go on with it with: charrnn train --run {run} "
-        "--resume; or choose another folder with --run"
+        f"{run}: holds a run already at step 7: continue it (a finished one with a larger "
+        f"--minutes, --epochs or --steps) with: charrnn train --run {run} --resume; or choose "
+        "another folder with --run"
     )
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
@@ -109,7 +110,7 @@ def test_a_run_is_not_started_over_another(tmp_path: Path) -> None:
 def test_nor_over_a_copy_of_one(tmp_path: Path, name: str) -> None:
     save(tmp_path / f"{name}.safetensors", make_state(12))
     assert said(lambda: RunFolder.create(tmp_path)).startswith(
-        f"{tmp_path}: holds a run already at step 12: go on"
+        f"{tmp_path}: holds a run already at step 12: continue it"
     )
     assert names(tmp_path) == [f"{name}.safetensors"]
 
@@ -499,7 +500,9 @@ def test_what_a_checkpoint_says_cannot_steer_the_terminal(tmp_path: Path) -> Non
     file = tmp_path / "run" / "last.safetensors"
     save(file, replace(load(file), meta={"step": "\x1b[2J"}))
     line = said(lambda: RunFolder.create(tmp_path / "run"))
-    assert line.startswith(f"{tmp_path}/run: holds a run already: go on with it with: ")
+    assert line.startswith(
+        f"{tmp_path}/run: holds a run already: continue it (a finished one with "
+    )
 
 
 # The lock --------------------------------------------------------------------------

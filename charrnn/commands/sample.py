@@ -46,7 +46,12 @@ def sample(
         ),
     ] = None,
     stop: Annotated[
-        str | None, typer.Option(metavar="TEXT", parser=options.typed, help="End after this text.")
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            parser=options.typed,
+            help="End after this text (a line break: $'\\n').",
+        ),
     ] = None,
     count: Annotated[int, typer.Option(help="How many samples, made side by side.")] = 1,
     seed: Annotated[

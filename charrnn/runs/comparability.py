@@ -50,12 +50,12 @@ def refuse_used(folder: Path) -> None:
     if folder.is_file():
         raise RunFolderError(f"{shown(folder)}: is a file: choose a folder with --run")
     if has_state(folder):
-        holds = f"a run already: go on with it with: {going_on(folder)}; or choose"
+        holds = f"a run already: continue it with: {going_on(folder)}; or choose"
     elif (folder / LOCK).exists():
         holds = "a run that has saved nothing yet, or was killed before it did: choose"
     elif (folder / PLAN).exists():
         go_on = comparison_command(folder)
-        holds = f"a comparison already: go on with it with: {go_on}; or choose"
+        holds = f"a comparison already: continue it with: {go_on}; or choose"
     elif checkpoints_in(folder):  # sample, for one, would take it for the comparison's
         holds = f"{BEST} of a run: choose"
     else:

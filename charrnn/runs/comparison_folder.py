@@ -43,7 +43,7 @@ def open_plan(folder: Path) -> Plan:
 
         instead = "leave --resume out to start one"
         if has_state(folder):
-            instead = f"it holds a run: go on with it with: {going_on(folder)}"
+            instead = f"it holds a run: continue it with: {going_on(folder)}"
         raise RunFolderError(f"{shown(folder)}: holds no comparison to resume: {instead}")
     return plan
 
@@ -92,7 +92,7 @@ def refuse_comparison(run: Path) -> None:
         is_comparison = exists(run / PLAN)
     if is_comparison:
         raise RunFolderError(
-            f"{shown(run)}: holds a comparison: go on with it with: "
+            f"{shown(run)}: holds a comparison: continue it with: "
             f"{comparison_command(run)}; or choose another folder with --run"
         )
     if (comparison := comparison_of(run)) is not None:

@@ -306,7 +306,7 @@ def find(path: Path) -> Path:
     runs = sorted({file.parent.name for name in (BEST, LAST) for file in path.glob(f"*/{name}")})
     hints = [f"name the folder of a run in it, such as {shown(path / runs[0])}"] if runs else []
     if exists(path / PLAN):
-        hints.append(f"go on with it with: {comparison_command(path)}")
+        hints.append(f"continue it with: {comparison_command(path)}")
         raise NoCheckpointError(path, "a comparison", f": {', or '.join(hints)}")
     hints = hints or ["is it a run's?"]
     raise NoCheckpointError(path, "a folder without a checkpoint", f": {hints[0]}")

@@ -347,7 +347,10 @@ class RunFolder:
         if checkpoints_in(self.path):
             where = ""
             again = resume_command(self.path, texts=texts_to_name(self.path))
-            go_on = f"go on with it with: {again};"
+            go_on = (
+                "continue it (a finished one with a larger --minutes, --epochs or --steps) with: "
+                f"{again};"
+            )
             try:
                 checkpoint, _ = self.load_last()
                 where = f" at step {checkpoint.require('step', int)}"
