@@ -451,12 +451,14 @@ class TestAssessmentPage:
         assert "one: the model was trained on 3 of these 4 characters" in check(text).texts["li"]
         assert "one: the model does not know <1>" in check(text).texts["li"]
 
-    def test_the_lead_names_the_best_mean_over_seeds(self) -> None:
+    @pytest.mark.parametrize(("of_bytes", "unit"), [(False, "character"), (True, "byte")])
+    def test_the_lead_names_the_best_mean_over_seeds(self, of_bytes: bool, unit: str) -> None:
         four = [
             assessment(
                 name,
                 scores=Scores(nats=nats, characters=1000, unknown=1, bytes=1100, seconds=2.0),
                 run=OfRun(int(name[1]), name[0], 5, False),
+                of_bytes=of_bytes,
             )
             for name, nats in (("a1", 1400.0), ("a2", 1900.0), ("b1", 1500.0), ("b2", 1600.0))
         ]
@@ -468,7 +470,7 @@ class TestAssessmentPage:
         lead = page.texts["p"][1]
         assert lead.startswith("a1 needs the fewest bits: ")
         bits = 1.55 / math.log(2)
-        said = f"In the mean over seeds b* is ahead: {bits:.4f} bits per character."
+        said = f"In the mean over seeds b* is ahead: {bits:.4f} bits per {unit}."
         assert lead.endswith(said)
 
     def test_what_holds_for_several_models_is_said_once(self) -> None:

@@ -397,6 +397,17 @@ class TestTable:
         print_assessments(two[1:])
         assert "is a byte" not in capsys.readouterr().out
 
+    def test_what_a_byte_costs_is_not_said_of_a_character(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        positions = PositionScores(nats_T=np.array([2.0]), stretches=3)
+        print_assessments(
+            [replace(ONE, of_bytes=True, by_position=positions, after=After("a", 5, 1.5))]
+        )
+        out = capsys.readouterr().out
+        assert f"{ONE.checkpoint}: after 'a' a byte costs 1.5000 nats (mean of 5)\n" in out
+        assert f"{ONE.checkpoint}: bytes of context since the zero state, " in out
+
     def test_positions_are_averaged_between_powers_of_two(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -660,6 +671,12 @@ class TestComparison:
     def test_the_spread_is_said_to_be_of_the_seeds(self) -> None:
         first, *_ = self.says(("lstm", "gru"), 2, steps=20)
         assert first.endswith("; spread: standard deviation over the seeds.")
+
+    def test_a_byte_that_counts_as_a_character_is_said_to(self) -> None:
+        first, *_ = self.says(("lstm", "gru"), 2, steps=20, encoding="Bytes")
+        assert first.endswith("over the seeds; a character is a byte.")
+        first, *_ = self.says(("lstm", "gru"), 2, steps=20, encoding="latin-1")
+        assert "byte" not in first
 
     def test_one_prediction_is_one(self) -> None:
         (cell,) = self.made(("lstm",), 1, steps=20).cells

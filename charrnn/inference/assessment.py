@@ -87,6 +87,11 @@ class Assessment:
     infinite: not computed."""
 
     @property
+    def unit(self) -> str:
+        """What the model reads one at a time."""
+        return "byte" if self.of_bytes else "character"
+
+    @property
     def is_worse_than_guessing(self) -> bool:
         """Whether the scores are above ``uniform_nats``."""
         return self.scores.nats_per_char > self.uniform_nats

@@ -50,7 +50,7 @@ def print_assessments(assessments: Sequence[Assessment]) -> None:
         if one.by_position is not None:
             print()
             over = score_words.stretches_say(one.by_position)
-            print_words(f"{one.checkpoint}: characters of context since the zero state, {over}")
+            print_words(f"{one.checkpoint}: {one.unit}s of context since the zero state, {over}")
             print_table(score_words.position_lines(one.by_position), word_columns=0)
 
 

@@ -28,6 +28,7 @@ from charrnn.nats import in_bits, perplexity
 from charrnn.runs.comparison import Comparison
 from charrnn.runs.comparison_plan import Plan
 from charrnn.runs.matching import TOLERANCE
+from charrnn.text.decoding import BYTES, text_encoding
 from charrnn.text.vocabulary import MANY_UNKNOWN
 from charrnn.wording import counted, joined, significant
 
@@ -110,8 +111,8 @@ def best_over_seeds(assessments: Sequence[Assessment]) -> str:
     if len(ranked) < 2 or not alike:
         return ""
     name, how = _named(ranked[0], names), _how(assessments)
-    bits = in_bits(ranked[0].nats_per_char)
-    return f" In the mean over seeds {name} is ahead{how}: {bits:.4f} bits per character."
+    bits, unit = in_bits(ranked[0].nats_per_char), ranked[0].models[0].unit
+    return f" In the mean over seeds {name} is ahead{how}: {bits:.4f} bits per {unit}."
 
 
 def _how(assessments: Sequence[Assessment]) -> str:
@@ -239,8 +240,8 @@ def _after_says(one: Assessment, after: After) -> str:
         return f"{checkpoint}: {after.text!r} does not occur{lacks}"
     # A number directly after right-to-left text would be displayed before it.
     return (
-        f"{checkpoint}: after {after.text!r} a character costs {after.nats_per_char:.4f} nats{how} "
-        f"(mean of {after.characters:,})"
+        f"{checkpoint}: after {after.text!r} a {one.unit} costs {after.nats_per_char:.4f} "
+        f"nats{how} (mean of {after.characters:,})"
     )
 
 
@@ -275,7 +276,7 @@ def baseline_rows(assessments: Sequence[Assessment]) -> list[BaselineRow]:
         same: list[str] = []
         if len(models) < len(assessments):
             if baseline.of_text:
-                name += f", per {'byte' if first.of_bytes else 'character'}"
+                name += f", per {first.unit}"
             else:
                 owner, *same = dict.fromkeys(one.checkpoint for one in models)
                 name += f" ({owner})"
@@ -469,10 +470,12 @@ def _compared_how(comparison: Comparison) -> str:
     chosen = "best checkpoint by validation" if comparison.is_validated else "last checkpoint"
     spread = "; spread: standard deviation over the seeds" if plan.seeds > 1 else ""
     flattered = "" if plan.compared_on == "test" else ", which flatters it, as it was chosen there"
+    of_bytes = plan.encoding is not None and text_encoding(plan.encoding) == BYTES
+    unit = "; a character is a byte" if of_bytes else ""
     return (
         f"{matched}{budget} a run, {seeds}; the {chosen}, on the {predictions} of the "
         f"{scored_part(plan)}{flattered}; µs/char: training time in microseconds; multiply-adds: "
-        f"per character{spread}."
+        f"per character{spread}{unit}."
     )
 
 
