@@ -304,7 +304,7 @@ class SampleConfig:
                 "for more, sample again with another --seed"
             )
         if self.length == 0 and self.count > 1:
-            raise UsageError("--length 0 never ends: give --count 1")
+            raise UsageError("--length 0 may never end: give --count 1")
 
 
 @dataclass(frozen=True, kw_only=True)

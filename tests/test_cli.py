@@ -359,6 +359,7 @@ class TestBadInput:
             ("sample {trained} --top-p 0", 2, "--top-p"),
             ("sample {trained} --unknown ignore", 2, "--unknown"),
             ("sample {trained} --length 0 --json", 2, "--json"),
+            ("sample {trained} --length 0 --stop . --json", 2, "--length 0 may never end"),
             # Scoring.
             ("evaluate", 2, "Missing"),
             ("evaluate {trained}", 2, "--text"),

@@ -88,6 +88,7 @@ def test_an_impossible_number_is_refused_by_its_flag(
         (lambda: training(steps=None), ("--minutes", "--epochs", "--steps")),
         (lambda: training(minutes=1.0), ("not --minutes and --steps",)),
         (lambda: SampleConfig(length=0, count=2), ("--length 0", "--count")),
+        (lambda: SampleConfig(length=0, count=2, stop="."), ("--length 0 may", "--count")),
         (lambda: SampleConfig(count=10_001), ("--count must be at most 10,000, not 10001",)),
         (lambda: TextChoices(texts=(), valid_share=0.5, test_share=0.5), ("leave nothing",)),
         (lambda: TextChoices(texts=("a",), valid=("-",)), ("--valid", "standard input")),

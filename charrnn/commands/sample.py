@@ -79,7 +79,7 @@ def sample(
     """Write text like the text that the model was trained on."""
     config = SampleConfig(**options.fields_given(context, SampleConfig, but=()))
     if as_json and length == 0:
-        raise UsageError("--length 0 never ends: leave out --json")
+        raise UsageError("--length 0 may never end: leave out --json")
 
     from charrnn.compute.compiler import SAMPLING, find_compiler
 
