@@ -54,7 +54,7 @@ def student(freedom: float, outside: float = 0.05) -> float:
     return high
 
 
-def paired_margin(differences: Sequence[float], tests: int = 1) -> float:
+def paired_margin(differences: Sequence[float], tests: int) -> float:
     """Return half the width of the 95 % confidence interval around a mean of differences.
 
     Args:
@@ -121,7 +121,7 @@ def differ(samples: Sequence[Sequence[float]]) -> bool:
     return tail < 0.05
 
 
-def _welch_margin(a: Sequence[float], b: Sequence[float], tests: int = 1) -> float:
+def _welch_margin(a: Sequence[float], b: Sequence[float], tests: int) -> float:
     """Return half the width of the 95 % confidence interval around a difference of two means.
 
     Args:

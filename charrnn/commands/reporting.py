@@ -57,7 +57,7 @@ def check_report(path: Path) -> None:
 
 
 def refuse_overwriting(
-    flag: str, path: Path | None, sources: Mapping[Path, str], texts: Sequence[str] = ()
+    flag: str, path: Path | None, sources: Mapping[Path, str], texts: Sequence[str]
 ) -> None:
     """Refuse to write a result over a file that must stay, or into a text that is read.
 
