@@ -15,7 +15,6 @@ from typing import Any, Literal, Self, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -167,9 +166,11 @@ def say_on(console: Console, line: str, hang: int = 0) -> None:
         console.print(Text(line), soft_wrap=True)
         return
     first = Text(line).wrap(console, console.width)[0].plain
-    console.print(Text(first))
-    if rest := line[len(first) :].strip():
-        console.print(Padding(Text(rest), (0, 0, 0, hang)))
+    rest = Text(line[len(first) :].strip())
+    console.print(Text(first.rstrip()))
+    # Without spaces at the end of a row, which would be wrapped if the window became narrower.
+    for row in rest.wrap(console, console.width - hang) if rest else ():
+        console.print(Text(" " * hang + row.plain.rstrip()))
 
 
 def print_words(line: str, hang: int = 0, *, stderr: bool = False) -> None:
