@@ -148,6 +148,8 @@ class _Loop:
         self.planner.size_validations()
         batches = run.lanes.batches(progress.step)
         told_stopped, told_uncaptured = 0.0, False
+        # Each turn: stop, if asked to; plan, as the plan says what is due; validate, before the
+        # run may be over, as its last update is validated, too; end, or save; make an update; log.
         while True:
             self._tick()
             if (stopped := self.clock.stopped) > told_stopped:

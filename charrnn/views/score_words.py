@@ -208,12 +208,12 @@ def _over_seeds(kind: str, seeds: Sequence[int]) -> str:
     tests = "Welch's tests"
     if max(seeds) == 2:
         tests = f"tests that take the {kind} to spread alike, as two seeds cannot tell"
-    few = " Two seeds show little: take more." if min(seeds) == 2 else ""
+    few = "Two seeds show little: take more. " if min(seeds) == 2 else ""
     return (
-        "\N{PLUS-MINUS SIGN} gives a difference's 95 % confidence interval over the seeds. It "
-        f"is supported where that leaves out 0{how} ({tests}; {share}, if the number of "
+        f"{few}\N{PLUS-MINUS SIGN} gives a difference's 95 % confidence interval over the seeds. "
+        f"It is supported where that leaves out 0{how} ({tests}; {share}, if the number of "
         "seeds was fixed beforehand). Seeds vary weights and dropout, not the text: another text, "
-        f"or another part of this one, may rank the {kind} otherwise.{few}"
+        f"or another part of this one, may rank the {kind} otherwise."
     )
 
 
