@@ -17,6 +17,8 @@ from pathlib import Path
 #: Parameters of glibc's ``mallopt`` (malloc.h), and the largest value that it takes.
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 MOST_TRIM = 2**31 - 1
+#: Advices of Linux's ``madvise`` (linux/mman.h).
+MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25
 
 
 def memory_bytes(root: Path = Path("/")) -> int:
@@ -126,6 +128,41 @@ def keep_freed_memory() -> bool:
         return False
     # A block that is a mapping of its own goes back when it is freed; so there are to be none.
     return all(mallopt(*setting) for setting in ((M_TRIM_THRESHOLD, MOST_TRIM), (M_MMAP_MAX, 0)))
+
+
+def join_pages(root: Path = Path("/")) -> int:
+    """Join the pages of the C library's heap to large ones, if Linux gives those on request.
+
+    A processor remembers the addresses of only so many pages. With pages of 2 MB in place of 4 KB
+    it looks up fewer of them, so that updates take less time (docs/diary.md). What the heap grows
+    by later has small pages again. It takes some tenths of a second for 200 MB.
+
+    Args:
+        root: the folder of ``proc`` and ``sys``.
+
+    Returns:
+        How many large pages there are now; 0 where the system uses them by itself or not at all.
+    """
+    settings = root / "sys/kernel/mm/transparent_hugepage"
+    try:
+        if "[madvise]" not in (settings / "enabled").read_text(encoding="ascii"):
+            return 0
+        size = int((settings / "hpage_pmd_size").read_text(encoding="ascii"))
+        mappings = (root / "proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape")
+    except (OSError, ValueError):
+        return 0
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    joined = 0
+    for line in mappings.splitlines():
+        if not line.endswith("[heap]"):
+            continue
+        start, end = (int(address, 16) for address in line.split()[0].split("-"))
+        whole = range(-(-start // size) * size, end - size + 1, size)
+        madvise(whole.start, len(whole) * size, MADV_HUGEPAGE)  # all that Linux before 6.1 knows
+        # One by one: a page that cannot be joined now ends a call.
+        joined += sum(madvise(page, size, MADV_COLLAPSE) == 0 for page in whole)
+    return joined
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:

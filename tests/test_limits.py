@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from charrnn.limits import allowed_cores, memory_bytes, openmp
+from charrnn.limits import allowed_cores, join_pages, memory_bytes, openmp
 from tests.conftest import run_code
 
 WHOLE = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -188,3 +190,76 @@ def test_memory_of_one_update_serves_the_next() -> None:
     assert done.code == 0, done.err
     usual, kept = map(int, done.out.split())
     assert kept < usual / 10
+
+
+#: A program that has 100 MiB on its heap; prints how many large pages there are once its pages
+#: were joined, once more, and how many bytes of it Linux then shows in such pages.
+_JOIN = """
+import numpy
+from charrnn.limits import join_pages, keep_freed_memory
+
+assert keep_freed_memory()
+held = numpy.arange(50 << 18)
+print(join_pages(), join_pages())
+with open("/proc/self/smaps_rollup") as rollup:
+    print(next(int(line.split()[1]) << 10 for line in rollup if line.startswith("AnonHuge")))
+assert (held == numpy.arange(50 << 18)).all()
+"""
+
+
+@pytest.mark.skipif(
+    not _LARGE_PAGES.exists() or "[madvise]" not in _LARGE_PAGES.read_text(encoding="ascii"),
+    reason="here pages are large by themselves, or never",
+)
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be asked to")
+@pytest.mark.skipif(
+    tuple(map(int, re.findall(r"\d+", platform.release())[:2])) < (6, 1),
+    reason="before Linux 6.1 pages are joined in the background",
+)
+def test_small_pages_become_large_ones() -> None:
+    done = run_code(_JOIN)
+    assert done.code == 0, done.err
+    first, again, shown = map(int, done.out.split())
+    size = int((_LARGE_PAGES.parent / "hpage_pmd_size").read_text(encoding="ascii"))
+    # The array's 100 MiB, less what reaches into its first and last page; a page may fail.
+    assert again * size > 90 << 20
+    assert shown >= first * size * 9 // 10 > 80 << 20
+
+
+@pytest.mark.parametrize("enabled", ["[always] madvise never", "always madvise [never]", None])
+def test_pages_stay_as_the_system_has_them_unless_it_asks(
+    enabled: str | None, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def libc(_: None) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("ctypes.CDLL", libc)
+    (root / "proc/self/maps").write_text("200000-a00000 rw-p 00000000 00:00 0          [heap]\n")
+    settings = root / "sys/kernel/mm/transparent_hugepage"
+    settings.mkdir(parents=True)
+    (settings / "hpage_pmd_size").write_text("2097152\n")
+    if enabled is not None:
+        (settings / "enabled").write_text(f"{enabled}\n")
+    assert join_pages(root) == 0
+
+
+def test_only_whole_large_pages_of_the_heap_are_joined(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, int, int]] = []
+
+    def madvise(start: int, length: int, advice: int) -> int:
+        asked.append((start, length, advice))
+        return -1 if start == 0x600000 and advice == 25 else 0
+
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(madvise=madvise))
+    maps = "200000-a00000 rw-p 00000000 00:00 0\n3ff000-9ff000 rw-p 00000000 00:00 0      [heap]\n"
+    (root / "proc/self/maps").write_text(maps)
+    settings = root / "sys/kernel/mm/transparent_hugepage"
+    settings.mkdir(parents=True)
+    (settings / "enabled").write_text("always [madvise] never\n")
+    (settings / "hpage_pmd_size").write_text("2097152\n")
+    assert join_pages(root) == 1
+    assert asked == [
+        (0x400000, 0x400000, 14), (0x400000, 0x200000, 25), (0x600000, 0x200000, 25),
+    ]  # fmt: skip

@@ -135,6 +135,20 @@ def test_events_come_in_order_and_the_state_is_saved_at_the_end(start_run: Start
     assert isinstance(events[first - 1], Saved)
 
 
+@pytest.mark.parametrize(("left", "times"), [(-1.0, 1), (1e6, 0)])
+def test_pages_of_memory_are_joined_once_if_the_run_lasts(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch, left: float, times: int
+) -> None:
+    joined: list[int] = []
+    run = start_run(steps=25)
+    monkeypatch.setattr(training, "Clock", lambda: nullcontext(FakeClock(0.5)))
+    monkeypatch.setattr(training, "LARGE_PAGES", left)
+    monkeypatch.setattr(training, "join_pages", lambda: joined.append(run.progress.step))
+    list(train(run))
+    assert len(joined) == times
+    assert all(0 < step < 25 for step in joined)  # not before updates have allocated
+
+
 def test_it_begins_with_the_weights_of_its_seed(start_run: StartRun) -> None:
     """Whatever was drawn before; ``inspect`` makes the same weights again."""
     for seed in (5, 1, 5):

@@ -18,6 +18,7 @@ from charrnn.config import LOG_EVERY, SampleConfig
 from charrnn.errors import CharrnnError, CorpusError, NonFiniteError, RunFolderError
 from charrnn.inference.evaluation import Interrupted, score
 from charrnn.inference.sampling import sample, unwarned
+from charrnn.limits import join_pages
 from charrnn.network.capture import UpdateResult
 from charrnn.runs.clock import Clock
 from charrnn.runs.events import (
@@ -36,6 +37,10 @@ from charrnn.runs.planning import Planner
 from charrnn.runs.run import Run
 from charrnn.text.stream import Batch
 
+#: Seconds of a sitting before pages of memory are joined, when all has been allocated ...
+SMALL_PAGES = 3.0
+#: ... and that must be left, so that it pays.
+LARGE_PAGES = 20.0
 #: Seconds between checkpoints, apart from those that follow a validation.
 SAVE_EVERY = 60.0
 #: Saving may take at most this share of the time since the previous checkpoint.
@@ -109,6 +114,8 @@ class _Loop:
         self.last_losses: deque[float] = deque(maxlen=5)
         self.saved_at = run.progress.seconds
         self.save_seconds = 0.0
+        #: When to join pages of memory; None: that is over.
+        self.joins_at: float | None = run.progress.seconds + SMALL_PAGES
         self.stop_reason: str | None = None
 
     def events(self) -> Iterator[Event]:
@@ -172,6 +179,7 @@ class _Loop:
                 return
             if self._save_due():
                 yield self._save()
+            self._join_pages()
             self._update(next(batches))
             row_is_due = progress.step % LOG_EVERY == 0 or run.is_over
             # On a CPU every update is checked before the next; a GPU is not made to wait.
@@ -193,6 +201,14 @@ class _Loop:
         self.pending.append((run.update(batch), batch))
         progress.step += 1
         progress.characters += batch.characters
+
+    def _join_pages(self) -> None:
+        """Have large pages of memory for a run that lasts, once updates have allocated theirs."""
+        if self.joins_at is None or self.run.progress.seconds < self.joins_at:
+            return
+        self.joins_at = None
+        if self.run.device.type == "cpu" and self.planner.seconds_left() > LARGE_PAGES:
+            join_pages()
 
     def _tick(self) -> None:
         """Add the time since the last tick to the run's clock."""
