@@ -218,7 +218,7 @@ class TestChartsOfTheInside:
         assert 0.5 < high < 1
         assert charts["memory"].kwargs["rules"] == (Rule("0.01 nats", 0.01),)
         alone = self.show(inspection(memory=replace(memory, excess_nats=(0.9, 1e-6, 0.0))))
-        assert "<li>Loss with the state reset" in alone
+        assert "<li>2 characters are enough to come within 0.01 nats of the loss with" in alone
         assert 0.01 < charts["memory"].kwargs["y_range"][1] < 0.1, "the tolerance can be seen"
 
     def test_what_leaving_the_zero_state_costs_is_said_once(self) -> None:

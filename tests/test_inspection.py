@@ -51,7 +51,9 @@ from charrnn.views.inspection_words import (
     clipping_says,
     columns_say,
     cut_lines,
+    cuts_found,
     enough_says,
+    flow_found,
     gate_lines,
     gates_say,
     gradient_flow_lines,
@@ -207,6 +209,29 @@ class TestTables:
         ]
         assert columns_say([plain]).startswith(f"{said}. Half")
 
+    def test_how_far_a_gradient_reaches_is_said_first(self) -> None:
+        far = (1.0, 0.5, 0.25, 0.125)
+
+        def reach(state: str, end: int | None, layer: int = 1, size: float = 2.0) -> Reach:
+            return Reach(layer, state, size, far, far, 1, 3, 1, end)
+
+        def found(*reaches: Reach, scaled_to: float | None = None) -> str:
+            flow = GradientFlow("trained", scaled_to, ((1.5,), (1.5,)), (None, None), 9, reaches)
+            return flow_found([flow, replace(flow, weights="initial")])
+
+        begin = "With trained weights less than 1 % of a gradient is left from 2 characters back on"
+        assert found(reach("h", 2), reach("linear", 3)) == f"{begin} along h 1. "
+        farthest = ", where it reaches farthest. "
+        assert found(reach("h", 1), reach("c", 2)) == f"{begin} along c 1{farthest}"
+        both = found(reach("h", 2), reach("h", 2, layer=2), reach("h", 3, size=0.0))
+        assert both == f"{begin} along h 1 and h 2. "
+        assert found(reach("h", 3), reach("c", None)) == (
+            "With trained weights more than 1 % of a gradient is left even 3 characters back "
+            f"along c 1{farthest}"
+        )
+        for nothing in (found(reach("h", 2, size=math.nan)), found(reach("h", 2), scaled_to=1.5)):
+            assert nothing == ""
+
     def test_a_plain_rnn_s_slope_stands_beside_its_radius(self) -> None:
         """As if tanh were linear, its slope is 1."""
         far = (1.0, 0.5)
@@ -271,9 +296,9 @@ class TestTables:
         step = Step("e", quantities, ("a",), 2560, 1.25e-7, 2e-6, 1.25, 1.5)
         numbers = "2.0e-06 in a logit, and by 1.2e-07 in a unit at the end. Nats per character: "
         said = step_says(step, "rnn")
-        assert "Over 2,560 characters from" in said
+        assert said.startswith("Over 2,560 characters from")
         nats = "1.250000 by the equations, 1.500000 by the model."
-        assert said.endswith(numbers + nats)
+        assert f"{numbers}{nats} Below, one step, " in said
         rest = [""] * (SHOWN - 2)
         assert step_lines(step)[1:] == [
             ["2", "h'", "= tanh(a)", "+0.50000", "-0.25000", *rest],
@@ -298,9 +323,12 @@ class TestTables:
         said = memory_says(
             replace(memory, windows=1234, needed=None, needed_between=(None, None), bptt=1024)
         )
-        assert "(1,234 resets), compared with 1.5000 nats per character" in said
-        assert "To come within 0.01 nats of that, more than 2 characters are needed; " in said
-        assert "; training read windows of 1,024. A reset leaves the zero state, " in said
+        assert said.startswith(
+            "More than 2 characters are needed to come within 0.01 nats of the loss with the "
+            "state carried on, 1.5000 nats per character; training read windows of 1,024. A reset "
+            "leaves the zero state, "
+        )
+        assert "before the one that is scored (1,234 resets). " in said
         assert said.endswith(COSTS_SAY)
         longer = replace(memory, excess_nats=(0.5,) * 1101, standard_error=(0.25,) * 1101)
         names = [line[0] for line in memory_lines(longer)]
@@ -353,6 +381,11 @@ class TestTables:
     def test_a_cut_gradient(self) -> None:
         cut = Cut("trained", 0.1, 1.25, 0.5, 12.5)
         assert cut_lines([cut])[1] == ["trained", "10 %", "1.2°", "12.5°"]
+        cuts = [cut, replace(cut, by_norm=0.25, by_value=20.0), replace(cut, by_norm=math.nan)]
+        assert (
+            cuts_found(cuts) == "Cut by norm a gradient turned by 1.2°, by value by up to 20.0°. "
+        )
+        assert cuts_found(cuts[2:]) == ""
 
     def test_truncation(self) -> None:
         full = Window(62, None, 0.0, 1.0, 2.5e-6, 3_500_000)

@@ -77,7 +77,8 @@ def _sections(inspection: Inspection) -> Iterator[tuple[str, str, RenderableType
         said = f"{words.clipping_says(clipping)} {words.NORMS_SAY}"
         yield "Clipping", said, _clipping(clipping)
     if inspection.cuts:
-        yield "A cut gradient", words.CUTS_SAY, fitted(words.cut_lines(inspection.cuts), 1, names=2)
+        said = words.cuts_found(inspection.cuts) + words.CUTS_SAY
+        yield "A cut gradient", said, fitted(words.cut_lines(inspection.cuts), 1, names=2)
     if truncations := inspection.truncation:
         yield "Truncation", words.truncation_says(truncations), _truncation(truncations)
 
@@ -162,8 +163,8 @@ def _gradient_flow(
         linear = f" Linear: {words.LINEAR_SAYS}"
     return (
         "Gradient flow",
-        "What is left of the gradient of one character's loss k characters earlier "
-        f"(medians of {flows[0].places} places), along each layer's states. "
+        f"{words.flow_found(flows)}What is left of the gradient of one character's loss k "
+        f"characters earlier (medians of {flows[0].places} places), along each layer's states. "
         f"{words.BACK[cell]}{plot} {words.columns_say(flows)}{linear}",
         table,
     )

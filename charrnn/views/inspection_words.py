@@ -79,14 +79,14 @@ def step_says(step: Step, cell: CellName) -> str:
     """Say what is computed, and how closely it agrees with the model."""
     below = ", or h' of the layer below" if any(q.layer > 1 for q in step.quantities) else ""
     return (
-        "One step, computed by its equations from the checkpoint's weights in float64; it reads "
+        f"Over {step.characters:,} characters from the zero state, the equations and the model "
+        f"differ by at most {step.logits_difference:.1e} in a logit, and by "
+        f"{step.state_difference:.1e} in a unit at the end. Nats per character: "
+        f"{step.written_nats:.6f} by the equations, {step.model_nats:.6f} by the model. Below, one "
+        "step, computed by its equations from the checkpoint's weights in float64; it reads "
         f"{quoted(step.read)}. e: the character's embedding{below}; {LETTERS[cell]}; V, v: the "
         "head's weights and bias. In brackets: a layer's first units; for the logits y and the "
-        "probabilities p, the likeliest next characters. "
-        f"Over {step.characters:,} characters from the zero state, equations and model differ by "
-        f"at most {step.logits_difference:.1e} in a logit, and by {step.state_difference:.1e} in a "
-        f"unit at the end. Nats per character: {step.written_nats:.6f} by the equations, "
-        f"{step.model_nats:.6f} by the model."
+        "probabilities p, the likeliest next characters."
     )
 
 
@@ -110,6 +110,28 @@ def step_lines(step: Step) -> list[list[str]]:
 def _have_slopes(flows: Iterable[GradientFlow]) -> bool:
     """Whether any of these models has a slope of tanh to show; only a plain RNN has."""
     return any(slope is not None for flow in flows for slope in flow.tanh_slopes)
+
+
+def flow_found(flows: Sequence[GradientFlow]) -> str:
+    """Say how far back a gradient reaches with the first weights, if they are not scaled.
+
+    Empty if they are, or if there is no gradient.
+    """
+    flow = flows[0]
+    reaches = [reach for reach in flow.reaches if reach.size > 0 and reach.state != "linear"]
+    if flow.scaled_to is not None or not reaches:
+        return ""
+    ends = [reach.median_under_1_percent_at for reach in reaches]
+    last = None if None in ends else max(end for end in ends if end is not None)
+    left = (
+        f"more than 1 % of a gradient is left even {reaches[0].farthest} characters back"
+        if last is None
+        else f"less than 1 % of a gradient is left from {last} characters back on"
+    )
+    along = [f"{reach.state} {reach.layer}" for reach in reaches]
+    farthest = [name for name, end in zip(along, ends, strict=True) if end == last]
+    where = ", where it reaches farthest" if len(farthest) < len(along) else ""
+    return f"With {flow.weights} weights {left} along {joined(farthest, 'and')}{where}. "
 
 
 def columns_say(flows: Sequence[GradientFlow]) -> str:
@@ -168,17 +190,18 @@ def _range(low: float, high: float) -> str:
 
 def memory_says(memory: Memory) -> str:
     """Say how much context is enough."""
+    enough = enough_says(memory)
     return (
-        f"Loss with the state reset k characters before the one that is scored "
-        f"({memory.windows:,} resets), compared with {memory.full_nats:.4f} nats per character "
-        f"with the state carried on. To come within {memory.tolerance:g} nats of that, "
-        f"{enough_says(memory)}; training read windows of {memory.bptt:,}"
+        f"{enough[0].upper()}{enough[1:]} to come within {memory.tolerance:g} nats of the loss "
+        f"with the state carried on, {memory.full_nats:.4f} nats per character; training read "
+        f"windows of {memory.bptt:,}"
         + (
             ", each begun from the zero state, as after a reset."
             if memory.reset_state
             else f". {ZERO_SAYS}"
         )
-        + f" {COSTS_SAY}"
+        + f" Loss with the state reset k characters before the one that is scored "
+        f"({memory.windows:,} resets). {COSTS_SAY}"
     )
 
 
@@ -360,6 +383,15 @@ def clipping_lines(clipping: Clipping) -> list[list[str]]:
         for period in clipping.periods
     ]
     return [["steps", "10 %", "median", "largest", cut_word(clipping.scale_norm)], *rows]
+
+
+def cuts_found(cuts: Sequence[Cut]) -> str:
+    """Say how far a cut gradient turned at most; empty if there is no gradient."""
+    turned = [(cut.by_norm, cut.by_value) for cut in cuts if math.isfinite(cut.by_norm)]
+    if not turned:
+        return ""
+    by_norm, by_value = map(max, zip(*turned, strict=True))
+    return f"Cut by norm a gradient turned by {by_norm:.1f}°, by value by up to {by_value:.1f}°. "
 
 
 def cut_lines(cuts: Sequence[Cut]) -> list[list[str]]:
