@@ -411,7 +411,7 @@ def _generations(folder: Path) -> list[Path]:
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoint files of the run in a folder: newest first, then the best.
 
-    None if there is no such folder.
+    The list is empty if there is no such folder.
 
     Raises:
         RunFolderError: the folder cannot be read.
