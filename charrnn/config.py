@@ -212,6 +212,8 @@ class TrainConfig(Record):
     less confident."""
     init_from: str | None = None
     """The checkpoint whose weights training starts from; None: new weights."""
+    init_sha256: str | None = None
+    """The SHA-256 that this checkpoint has of itself: another may take its place."""
     seed: int = 1
     """Seed of weights, dropout and the samples shown."""
     precision: PrecisionName = "fp32"

@@ -43,6 +43,7 @@ RUN = RunSummary(
     ),
     text=TextRecord((), "utf-8", "f", 90, (0, 80), None, None, (), None),
     files=1,
+    changes=(),
     progress=Progress(step=10, characters=180, seconds=5.0, planned_steps=20),
 )  # fmt: skip
 

@@ -242,6 +242,26 @@ class TestEvaluate:
         last.meta["training"]["warmup_steps"] += 1
         save(tmp_path / "wide-2" / "last.safetensors", last)
         assert json.loads(cli(*scored, "--json").out)[2]["setting"] == rows[0]["setting"]
+        # Nor is one a seed of another that was given something else on the way, or that began
+        # with other weights; where those lay does not matter.
+        settings = []
+        for changes, began in [
+            ([{"step": 3, "was": "--lr 0.5", "now": "--lr 0.1"}], {}),
+            ([], {"init_from": "/a", "init_sha256": "1f"}),
+            ([], {"init_from": "/b", "init_sha256": "1f"}),
+            ([], {"init_from": "/b", "init_sha256": "2e"}),
+            ([], {"init_from": "/a"}),
+            ([], {"init_from": "/b"}),
+        ]:
+            odd = load(tmp_path / "wide-2" / "last.safetensors")
+            odd.meta["changes"] = changes
+            odd.meta["training"] |= began
+            save(tmp_path / "wide-2" / "last.safetensors", odd)
+            settings.append(json.loads(cli(*scored, "--json").out)[2]["setting"])
+            save(tmp_path / "wide-2" / "last.safetensors", last)
+        one, another, same, *odder = settings
+        assert another == same
+        assert len({rows[0]["setting"], one, another, *odder}) == 6
         # What is not finished is in no mean, nor what was chosen in another way.
         last.meta["progress"]["step"] -= 1
         save(tmp_path / "wide-2" / "last.safetensors", last)

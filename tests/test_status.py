@@ -38,12 +38,12 @@ Run = Callable[..., Path]
 def run(trained: Path, tmp_path: Path) -> Run:
     """Copy the trained run's newest checkpoint, with other values in its description."""
 
-    def make(name: str = f"run/{LAST}", **changes: Any) -> Path:
+    def make(name: str = f"run/{LAST}", **others: Any) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint = load(trained / LAST)
         meta = checkpoint.meta
-        for field, values in changes.items():
+        for field, values in others.items():
             is_record = isinstance(values, dict)
             meta = {**meta, field: {**meta[field], **values} if is_record else values}
         save(path, replace(checkpoint, meta=meta))
@@ -63,9 +63,25 @@ def lines(result: Result) -> list[str]:
 
 
 def test_says_which_weights_training_began_with(cli: Cli, run: Run) -> None:
-    found = lines(cli("inspect", run(training={"init_from": "/models/a b"})))
+    path = run(training={"init_from": "/models/a b"})  # as older versions recorded it
+    found = lines(cli("inspect", path))
     assert found[5].startswith("made    with ")
     assert found[6] == "from    the weights of /models/a b"
+    path = run(training={"init_from": "/models/a b", "init_sha256": "1f"})
+    assert lines(cli("inspect", path))[6] == "from    the weights of /models/a b, SHA-256 1f"
+
+
+def test_says_what_was_given_anew(cli: Cli, run: Run) -> None:
+    changes = [
+        {"step": 1200, "was": "--lr 0.028", "now": "--lr 0.014"},
+        {"step": 1201, "was": "", "now": "--patience 9\n"},
+    ]
+    path = run(changes=changes)
+    assert lines(cli("inspect", path))[6:8] == [
+        "changed --lr 0.014 from step 1,200 on (was --lr 0.028)",
+        r"changed --patience 9\n from step 1,201 on (was nothing)",
+    ]
+    assert json.loads(cli("inspect", path, "--json").out)["changes"] == changes
 
 
 def test_says_what_train_said(cli: Cli, prose: Path, tmp_path: Path) -> None:
@@ -119,6 +135,7 @@ def test_json_has_the_promised_names(cli: Cli, trained: Path, prose: Path) -> No
         ),
         "model": meta["model"],
         "training": meta["training"],
+        "changes": [],
         "texts": [str(prose)],
         "valid_texts": [],
         "encoding": "utf-8",

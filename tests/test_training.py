@@ -33,7 +33,7 @@ from charrnn.network.capture import Capture, UpdateResult
 from charrnn.network.model import CharModel
 from charrnn.network.optimiser import SGD, AdamW, MuonAdamW
 from charrnn.network.update import Update
-from charrnn.runs import training
+from charrnn.runs import resuming, training
 from charrnn.runs.assembling import _slow_loops, refuse_too_large
 from charrnn.runs.events import (
     Event,
@@ -48,7 +48,7 @@ from charrnn.runs.events import (
 )
 from charrnn.runs.planning import Planner
 from charrnn.runs.resuming import _other_machine, resume
-from charrnn.runs.run import Best, Progress, Run
+from charrnn.runs.run import Best, Change, Progress, Run, changes_in
 from charrnn.runs.schedule import Schedule
 from charrnn.runs.starting import start
 from charrnn.runs.training import train
@@ -336,7 +336,9 @@ def test_the_weights_that_training_starts_from_are_what_it_has_to_improve_on(
     assert [event.best for event in others] == [False, False]
     best = load(run.folder.path / "best.safetensors")
     assert best.record("progress", Progress).best_step == 0
-    assert best.record("training", TrainConfig).init_from == str(trained)
+    config = best.record("training", TrainConfig)
+    assert config.init_from == str(trained)
+    assert config.init_sha256 == load(trained / "best.safetensors").digest
     assert all(torch.equal(best.tensors[f"model.{name}"], kept) for name, kept in before.items())
 
 
@@ -738,6 +740,45 @@ def test_what_a_resumed_run_changes_is_kept_if_it_stops_at_once(start_run: Start
         again = resume(run.folder, device=CPU, changes=change)
         assert again.config.lr == 0.125
         list(train(again, lambda: "stop"))
+
+
+def test_a_run_records_what_it_was_given_anew_and_when(start_run: StartRun) -> None:
+    def stop_after(step: int, run: Run) -> str | None:
+        return "stop" if run.progress.step > step else None
+
+    run = start_run(steps=7, lr=0.5)
+    list(train(run, lambda: "stop" if run.progress.step == 3 else None))
+    assert "changes" not in load(run.save()).meta
+    kept: list[Change] = []
+    for change, *new in (
+        ({"lr": 0.125, "patience": 9}, ("--lr 0.5", "--lr 0.125"), ("", "--patience 9")),
+        ({},),
+        ({"lr": 0.125},),  # as it is
+        ({"minutes": 1.5}, ("--steps 7", "--minutes 1.5")),
+        ({"minutes": 1.5, "lr": 1 / 3}, ("--lr 0.125", "--lr 0.3333333333333333")),
+    ):
+        again = resume(run.folder, device=CPU, changes=change)
+        kept += [Change(again.progress.step, was, now) for was, now in new]
+        assert list(again.changes) == list(again.summary.changes) == kept
+        list(train(again, partial(stop_after, again.progress.step, again)))
+        assert list(changes_in(load(run.folder.path / "last.safetensors"))) == kept
+    assert [change.step for change in kept] == [3, 3, 6, 7]
+
+
+def test_a_finished_run_is_not_changed_by_what_is_given_anew(start_run: StartRun) -> None:
+    run = start_run(steps=3)
+    list(train(run))
+    assert resume(run.folder, device=CPU, changes={"lr": 0.125}).changes == ()
+
+
+def test_that_a_run_went_on_without_bf16_is_recorded(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = start_run(steps=7, precision="bf16")
+    list(train(run, lambda: "stop" if run.progress.step == 3 else None))
+    monkeypatch.setattr(resuming, "multiplies_bf16", lambda _device: False)
+    again = resume(run.folder, device=CPU, changes={})
+    assert again.changes == (Change(3, "--precision bf16", "--precision fp32"),)
 
 
 def test_where_its_text_lies_and_what_it_keeps_are_kept_too(

@@ -24,7 +24,7 @@ from charrnn.runs.assembling import (
     refuse_validations,
     steps_of,
 )
-from charrnn.runs.run import Best, Progress, Run, SavedState
+from charrnn.runs.run import Best, Change, Progress, Run, SavedState, changes_in
 from charrnn.storage.checkpoint import Checkpoint, DamagedCheckpointError, load
 from charrnn.storage.reading import (
     TextRecord,
@@ -151,8 +151,10 @@ def resume(
     )
     run.resumed = True
     run.saved = saved
+    run.changes = changes_in(checkpoint)
     if not run.was_finished:  # else nothing comes of the changes
         run.notes += changed
+        run.changes += _anew(saved.config, config, progress.step)
     run.better, said = _best(folder, progress, goes_on=not run.is_finished)
     run.notes += said
     return run
@@ -342,6 +344,19 @@ def _changed(
             f"was {_budget(config)})"
         )
     return new, notes
+
+
+def _anew(was: TrainConfig, now: TrainConfig, step: int) -> tuple[Change, ...]:
+    """Return what a run has been given anew after so many updates."""
+    changes = []
+    for names in (BUDGETS, ("lr",), ("patience",), ("precision",)):
+        before, after = (
+            " ".join(options_again({name: getattr(config, name) for name in names}))
+            for config in (was, now)
+        )
+        if before != after:
+            changes.append(Change(step, before, after))
+    return tuple(changes)
 
 
 def _budget(config: TrainConfig) -> str:

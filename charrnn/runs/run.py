@@ -107,6 +107,30 @@ class Progress(Record):
         return (self.validation_seconds - self.vain_seconds) / max(1, self.validations)
 
 
+@dataclass(frozen=True)
+class Change(Record):
+    """An option that a resumed run was given anew."""
+
+    step: int
+    """Updates done before."""
+    was: str
+    """The option, as it is typed; empty: none had been given."""
+    now: str
+
+    def __post_init__(self) -> None:
+        if self.step < 0:
+            raise ValueError(f"step is {self.step}, less than 0")
+
+
+def changes_in(checkpoint: Checkpoint) -> tuple[Change, ...]:
+    """Return what a checkpoint's run was given anew, the earliest first.
+
+    Raises:
+        CheckpointError: the field is not usable.
+    """
+    return checkpoint.records("changes", Change) if "changes" in checkpoint.meta else ()
+
+
 class _Standing:
     """Whether a run goes on, judged by its numbers alone."""
 
@@ -156,6 +180,7 @@ class RunSummary(_Standing):
     files: int
     """Files of the text; 0: not known, as a checkpoint records neither one nor very many."""
     progress: Progress
+    changes: tuple[Change, ...]
 
     @property
     def unit(self) -> str:
@@ -220,6 +245,8 @@ class Run(_Standing):
     """Share of the held-out characters that the vocabulary lacks."""
     learnt_before: tuple[TextRecord, ...] = ()
     """The texts that the initial weights were trained on, the latest first, without names."""
+    changes: tuple[Change, ...] = ()
+    """What was given anew when it was resumed, the earliest first."""
     owner: str | None = None
     """The command that resumes the comparison this run belongs to; None: it belongs to none."""
     resumed: bool = False
@@ -277,6 +304,7 @@ class Run(_Standing):
             text=self.text,
             files=len(self.train.corpus.files),
             progress=progress,
+            changes=self.changes,
         )
 
     def marks(self) -> dict[str, float]:
@@ -480,6 +508,8 @@ class Run(_Standing):
             meta["gpu"] = torch.cuda.get_device_name(self.device)
         if self.learnt_before:
             meta["learnt_before"] = [one.to_dict() for one in self.learnt_before]
+        if self.changes:
+            meta["changes"] = [one.to_dict() for one in self.changes]
         weights = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         saved = {name: tensor.detach().cpu() for name, tensor in {**weights, **state}.items()}
         for name, tensor in saved.items():

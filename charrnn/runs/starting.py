@@ -107,7 +107,8 @@ def start(
     else:
         model = pretrained.model
         model.set_dropout(shape.dropout, shape.weight_drop)
-        config = replace(config, init_from=str(pretrained.path.absolute()))
+        path, digest = str(pretrained.path.absolute()), pretrained.digest
+        config = replace(config, init_from=path, init_sha256=digest)
     return assemble(
         model.to(device),
         vocabulary=vocabulary,
@@ -132,13 +133,15 @@ class _Pretrained:
     vocabulary: Vocabulary
     texts: tuple[TextRecord, ...]
     """Texts that its weights were trained on, its own run's first."""
+    digest: str | None
+    """The SHA-256 that its file has of itself."""
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Load it from a checkpoint, or a run's folder."""
         checkpoint = load(find(path))
         texts = (checkpoint.record("text", TextRecord), *learnt_before(checkpoint))
-        return cls(path, *trained_model(checkpoint), texts)
+        return cls(path, *trained_model(checkpoint), texts, checkpoint.digest)
 
     def settle(self, choices: recipe.Choices, text: TextChoices) -> recipe.Choices:
         """Return the choices with the shape that its weights determine; refuse any other.

@@ -17,7 +17,7 @@ from charrnn.config import TrainConfig
 from charrnn.errors import CheckpointError, RunFolderError
 from charrnn.network.model import CharModel
 from charrnn.runs.comparison_folder import going_on
-from charrnn.runs.run import Progress, RunSummary
+from charrnn.runs.run import Progress, RunSummary, changes_in
 from charrnn.storage.checkpoint import Checkpoint, DamagedCheckpointError, find, load
 from charrnn.storage.reading import TextRecord
 from charrnn.storage.runfolder import checkpoints_in
@@ -62,6 +62,7 @@ class RunStatus:
             "parameters": run.parameters,
             "model": run.shape.to_dict(),
             "training": run.config.to_dict(),
+            "changes": [change.to_dict() for change in run.changes],
             "texts": text.texts,
             "valid_texts": text.valid_texts,
             "encoding": text.encoding,
@@ -146,6 +147,7 @@ def summary_of(checkpoint: Checkpoint, model: CharModel, vocabulary: Vocabulary)
         text=text,
         files=len(text.files),
         progress=checkpoint.record("progress", Progress),
+        changes=changes_in(checkpoint),
     )
 
 

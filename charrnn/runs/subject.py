@@ -225,11 +225,14 @@ def _setting(run: RunSummary, *which: int | None) -> str:
         if values[by_plan]:
             del values[field]
     del values["seed"], values["warmup_steps"]  # a plan of few updates shortens the warm-up
+    if values["init_sha256"] is not None:  # older versions recorded its name alone
+        del values["init_from"]
     read = [text.fingerprint, text.valid_fingerprint, text.encoding]
     given = [values, *read, text.train, text.valid, text.test, *which]
     # Another budget, given when the run had come so far: the rate rises again there.
     if run.config.minutes is None and (since := run.progress.planned_at_step):
         given.append(since)
+    given += [f"{change.was}, then {change.now}" for change in run.changes]
     return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:16]
 
 

@@ -130,6 +130,8 @@ class Checkpoint:
     the path that the user gave, perhaps a run's folder."""
     file: Path | None = None
     """The file that it was loaded from; None if it was not."""
+    digest: str | None = None
+    """The SHA-256 that the file has of itself, in hexadecimal."""
 
     @property
     def is_state(self) -> bool:
@@ -378,7 +380,7 @@ def read_description(path: Path) -> Checkpoint:
 def _checkpoint(path: Path, info: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
     """Return the checkpoint in a file; ``info`` is charrnn's own object in its header."""
     versions = {name: info[name] for name in _versions()}
-    return Checkpoint(tensors, info["meta"], versions, path, path)
+    return Checkpoint(tensors, info["meta"], versions, path, path, info["sha256"])
 
 
 def _other_format(path: Path, info: dict[str, Any]) -> CheckpointError:

@@ -226,7 +226,12 @@ def status_lines(status: RunStatus) -> list[str]:
     lines = introduction(run, device, is_planned=True)
     lines.append(f"made    with torch {torch} and version {charrnn} of charrnn{where}")
     if run.config.init_from is not None:
-        lines.append(f"from    the weights of {shown(run.config.init_from)}")
+        digest = run.config.init_sha256
+        which = "" if digest is None else f", SHA-256 {shown(digest)}"
+        lines.append(f"from    the weights of {shown(run.config.init_from)}{which}")
+    for change in run.changes:
+        was, now = (shown(option) or "nothing" for option in (change.was, change.now))
+        lines.append(f"changed {now} from step {change.step:,} on (was {was})")
     lines.append(f"file    {shown(status.file)}")
     if not status.is_state:
         lines.append(f"weights only, after {come}")
