@@ -8,10 +8,10 @@ from unittest import mock
 
 import pytest
 
-from charrnn.analysis.activity import Activation, GateUse, Unit, UnitFound
+from charrnn.analysis.activity import Activation, GateUse, Pace, Unit, UnitFound
 from charrnn.analysis.equations import Quantity, Step
 from charrnn.analysis.flow import Reach
-from charrnn.analysis.gradients import Truncation, Window
+from charrnn.analysis.gradients import Cut, Truncation, Window
 from charrnn.analysis.inspection import Inspection
 from charrnn.analysis.memory import Memory
 from charrnn.analysis.norms import Clipping, Period
@@ -228,6 +228,33 @@ class TestChartsOfTheInside:
             assert says.count(ZERO_SAYS) == says.count(COSTS_SAY) == 1
             reset = inspection(memory=replace(memory, reset_state=True))
             assert ZERO_SAYS not in self.show(*[reset] * models)
+
+    def test_sections_begin_with_what_was_found(self) -> None:
+        """In each model, by name if there are several."""
+        full = Window(64, None, 0.0, 1.0, 1e-6, 10_000)
+        seen = inspection(
+            gradient_flow=(flow(),),
+            pace=tuple(Pace(n, "h", (n / 4,), n / 4, None, None, None) for n in (1, 2)),
+            gates=(GateUse(2, "update", (0.75, 0.5), (0.25, 0.125), 100),),
+            units=(UnitFound("digit", Unit(1, 3, "h"), 0.5, 0.25, 1.0),),
+            cuts=(Cut("trained", 0.1, 1.25, 0.5, 12.5),),
+            truncation=(Truncation("trained", 8, 9, full, 3.0, (replace(full, angle=20.0),)),),
+        )
+        alone, several = self.show(seen), self.show(seen, seen)
+        begin = {
+            "Gradient flow": "With trained weights ",
+            "Pace": "From one character to the next h 2 (correlation +0.500) changes least",
+            "Gates": "Open most often is update 2, at 62.5 %",
+            "Units": "The closest match: unit 1.3 and digit",
+            "A cut gradient": "Cut by norm a gradient turned by 1.2°",
+            "Truncation": "With trained weights the gradient is turned",
+        }
+        for title, said in begin.items():
+            assert f'{title}</h2>\n<ul class="says">\n<li>{said}' in alone
+            if title != "Truncation":
+                named = f"{said[0].lower()}{said[1:]}"
+                for model in ("m0", "m1"):
+                    assert f"<li>{model}: {named}" in several
 
     def test_gates_are_those_of_their_model(self, charts: dict[str, mock._Call]) -> None:
         use = GateUse(2, "update", (0.75, 0.5), (0.25, 0.125), 100)

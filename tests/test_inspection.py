@@ -55,18 +55,22 @@ from charrnn.views.inspection_words import (
     enough_says,
     flow_found,
     gate_lines,
+    gates_found,
     gates_say,
     gradient_flow_lines,
     mark,
     memory_lines,
     memory_says,
+    pace_found,
     pace_lines,
     pace_says,
     step_lines,
     step_says,
+    truncation_found,
     truncation_lines,
     truncation_says,
     unit_lines,
+    units_found,
     units_say,
 )
 from tests.conftest import QUICK, Cli, Result, make_prose
@@ -220,11 +224,11 @@ class TestTables:
             return flow_found([flow, replace(flow, weights="initial")])
 
         begin = "With trained weights less than 1 % of a gradient is left from 2 characters back on"
-        assert found(reach("h", 2), reach("linear", 3)) == f"{begin} along h 1. "
-        farthest = ", where it reaches farthest. "
+        assert found(reach("h", 2), reach("linear", 3)) == f"{begin} along h 1."
+        farthest = ", where it reaches farthest."
         assert found(reach("h", 1), reach("c", 2)) == f"{begin} along c 1{farthest}"
         both = found(reach("h", 2), reach("h", 2, layer=2), reach("h", 3, size=0.0))
-        assert both == f"{begin} along h 1 and h 2. "
+        assert both == f"{begin} along h 1 and h 2."
         assert found(reach("h", 3), reach("c", None)) == (
             "With trained weights more than 1 % of a gradient is left even 3 characters back "
             f"along c 1{farthest}"
@@ -354,6 +358,56 @@ class TestTables:
         assert [("Kept" in pace_says(paces)) for paces in ([alone], [alone, one])] == [False, True]
         assert "(autocorrelation at lag 1): near 1 it changes slowly" in pace_says([alone])
 
+    def test_which_state_changes_least_and_most_is_said_first(self) -> None:
+        paces = [
+            Pace(1, state, (mean,), mean, None, None, None)
+            for state, mean in (("c", 0.875), ("h", -0.25), ("x", math.nan), ("y", 0.5))
+        ]
+        assert pace_found(paces) == (
+            "From one character to the next c 1 (correlation +0.875) changes least, h 1 "
+            "(correlation -0.250) most."
+        )
+        assert pace_found(paces[1:3]) == ""
+
+    def test_which_gates_are_open_and_closed_most_often_is_said_first(self) -> None:
+        gates = [
+            GateUse(1, "forget", (0.9, 0.7), (0.0, 0.1), 100),
+            GateUse(2, "forget", (0.7, 0.7), (0.0, 0.0), 100),
+            GateUse(2, "input", (0.2, 0.4), (0.5, 0.25), 100),
+        ]
+        assert gates_found(gates) == (
+            "Open most often is forget 1, at 80.0 % of characters, closed most often input 2, at "
+            "37.5 %."
+        )
+
+    def test_the_closest_match_is_said_first(self) -> None:
+        """Judged on the second half, where it was not chosen."""
+        one = UnitFound("digit", Unit(1, 3, "c"), -0.7, -0.6, 0.25)
+        other = UnitFound("space", Unit(2, 4, "h"), 0.9, 0.5, 0.25)
+        assert units_found([other, one]) == (
+            "The closest match: unit 1.3c and digit, with a correlation of -0.600."
+        )
+
+    def test_how_far_windows_turn_a_gradient_is_said_first(self) -> None:
+        full = Window(64, None, 0.0, 1.0, 1e-6, 1)
+        windows = tuple(
+            Window(bptt, last, angle, 1.0, 1e-6, 1)
+            for bptt, last, angle in (
+                (32, None, 5.4), (1024, 9, 80.0), (8, None, 40.6), (16, None, 20.0),
+                (4, None, math.nan),
+            )
+        )  # fmt: skip
+        one = Truncation("initial", 8, 100, full, 30.0, windows[2:3])
+        found = truncation_found([one, replace(one, weights="trained", windows=windows)])
+        assert found == (
+            "With trained weights the gradient is turned from the full one: windows of 8 by 41°, "
+            "windows of 32 by 5°."
+        )
+        assert truncation_found([one]) == (
+            "With initial weights the gradient is turned from the full one: windows of 8 by 41°."
+        )
+        assert truncation_found([replace(one, windows=windows[1:2])]) == ""
+
     def test_gates(self) -> None:
         use = GateUse(1, "forget", (0.9, 0.95, 0.1), (0.05, 0.0, 0.91), 100)
         assert gate_lines([use])[1] == ["forget 1", "65.0 %", "1", "32.0 %", "1"]
@@ -382,9 +436,7 @@ class TestTables:
         cut = Cut("trained", 0.1, 1.25, 0.5, 12.5)
         assert cut_lines([cut])[1] == ["trained", "10 %", "1.2°", "12.5°"]
         cuts = [cut, replace(cut, by_norm=0.25, by_value=20.0), replace(cut, by_norm=math.nan)]
-        assert (
-            cuts_found(cuts) == "Cut by norm a gradient turned by 1.2°, by value by up to 20.0°. "
-        )
+        assert cuts_found(cuts) == "Cut by norm a gradient turned by 1.2°, by value by up to 20.0°."
         assert cuts_found(cuts[2:]) == ""
 
     def test_truncation(self) -> None:

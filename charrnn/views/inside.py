@@ -90,7 +90,12 @@ def inside_sections(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
         yield _memory_section(memories, seen)
     if paces := [(model, found.pace) for model, found in looked if found.pace]:
         said = words.pace_says(pace for _, of_model in paces for pace in of_model)
-        yield page.section("Pace", page.note(f"{said} {seen}"), _tables(words.pace_lines, paces))
+        yield page.section(
+            "Pace",
+            _findings(words.pace_found, paces),
+            page.note(f"{said} {seen}"),
+            _tables(words.pace_lines, paces),
+        )
     if gates := [(model, found.gates) for model, found in looked if found.gates]:
         yield _gate_section(gates, seen)
     units = [(model, found.units) for model, found in looked if found.units]
@@ -103,11 +108,19 @@ def inside_sections(portraits: Sequence[Portrait], seen: str) -> Iterator[str]:
     if cuts := [(model, found.cuts) for model, found in looked if found.cuts]:
         yield page.section(
             "A cut gradient",
+            _findings(words.cuts_found, cuts),
             page.note(f"{words.CUTS_SAY} {seen}"),
             _tables(words.cut_lines, cuts, heads=2),
         )
     if alone is not None and alone.truncation:
         yield _truncation_section(alone.truncation)
+
+
+def _findings(found: Callable[[T], str], measured: Measured[T]) -> str:
+    """Return what was found in each model, in a sentence, as bullets."""
+    said = [(model.name, sentence) for model, value in measured if (sentence := found(value))]
+    # After a name and a colon.
+    return page.bullets(f"{name}: {s[0].lower()}{s[1:]}" if name else s for name, s in said)
 
 
 def _tables(
@@ -139,6 +152,7 @@ def _flow_section(flows: Measured[tuple[GradientFlow, ...]], seen: str) -> str:
     said.append(words.columns_say(every))
     return page.section(
         "Gradient flow",
+        _findings(words.flow_found, flows),
         page.figure(
             _flow_charts(flows),
             "What is left of the gradient of one character's loss k characters earlier, as a "
@@ -284,6 +298,7 @@ def _gate_section(gates: Measured[tuple[GateUse, ...]], seen: str) -> str:
     ]
     return page.section(
         "Gates",
+        _findings(words.gates_found, gates),
         page.figure(
             panels,
             "One dot per unit, larger where several coincide. To the right: the share of "
@@ -305,7 +320,8 @@ def _following(units: Measured[tuple[UnitFound, ...]], seen: str) -> str:
         f"{words.units_say(units[0][1])} The figure shows the size of the correlation on the "
         f"second half. {seen}",
     )
-    return _beside(figure, _tables(words.unit_lines, units, word_columns=3), units)
+    found = _findings(words.units_found, units)
+    return found + _beside(figure, _tables(words.unit_lines, units, word_columns=3), units)
 
 
 def _unit_chart(units: Measured[tuple[UnitFound, ...]]) -> str:
@@ -428,6 +444,7 @@ def _truncation_section(truncations: Sequence[Truncation]) -> str:
         panels.append(("Direction of a truncated gradient", chart))
     return page.section(
         "Truncation",
+        page.bullets(filter(None, [words.truncation_found(truncations)])),
         page.figure(panels, words.truncation_says(truncations), nothing="there is no gradient"),
         page.tables([("", words.truncation_lines(truncations))], word_columns=1, heads=3),
     )

@@ -60,16 +60,16 @@ def _sections(inspection: Inspection) -> Iterator[tuple[str, str, RenderableType
     if inspection.memory is not None:
         yield "Memory", words.memory_says(inspection.memory), _memory(inspection.memory)
     if inspection.pace:
-        said = words.pace_says(inspection.pace)
+        said = _said(words.pace_found(inspection.pace), words.pace_says(inspection.pace))
         yield "Pace", said, fitted(words.pace_lines(inspection.pace), 1)
     if inspection.gates:
         yield _gates(inspection.gates)
     if inspection.units:
-        found = words.units_say(inspection.units)
+        found = [words.units_found(inspection.units), words.units_say(inspection.units)]
         if inspection.activation is None:
             unit = inspection.units[0].unit
-            found += f" --unit colours the text by a unit, as in --unit {unit}."
-        yield "Units", found, _units(inspection.units)
+            found.append(f"--unit colours the text by a unit, as in --unit {unit}.")
+        yield "Units", _said(*found), _units(inspection.units)
     if inspection.activation is not None:
         yield _activation(inspection.activation.last())
     if inspection.clipping is not None:
@@ -77,10 +77,16 @@ def _sections(inspection: Inspection) -> Iterator[tuple[str, str, RenderableType
         said = f"{words.clipping_says(clipping)} {words.NORMS_SAY}"
         yield "Clipping", said, _clipping(clipping)
     if inspection.cuts:
-        said = words.cuts_found(inspection.cuts) + words.CUTS_SAY
+        said = _said(words.cuts_found(inspection.cuts), words.CUTS_SAY)
         yield "A cut gradient", said, fitted(words.cut_lines(inspection.cuts), 1, names=2)
     if truncations := inspection.truncation:
-        yield "Truncation", words.truncation_says(truncations), _truncation(truncations)
+        said = _said(words.truncation_found(truncations), words.truncation_says(truncations))
+        yield "Truncation", said, _truncation(truncations)
+
+
+def _said(*sentences: str) -> str:
+    """Return what there is to say as one paragraph."""
+    return " ".join(filter(None, sentences))
 
 
 def _plotted(
@@ -149,25 +155,27 @@ def _gradient_flow(
 
     lines = words.gradient_flow_lines(flows)
     table, is_plotted = _plotted(lines, "", list(map(columns, drawn)), names=3)
-    plot = linear = ""
+    plot = ""
     if is_plotted:
         says = "1"
         if full > 1:
             more = " or more" if most > full else ""
             says = f"{significant(full, 2)}{more}, {columns([1])} is 1"
         plot = (
-            f" Plot: k = 0, then 1 to {farthest}, both axes logarithmic; a full column is {says}, "
+            f"Plot: k = 0, then 1 to {farthest}, both axes logarithmic; a full column is {says}, "
             f"an empty one less than {FAINTEST:g}."
         )
-    if any(reach.state == "linear" for reach in reaches):
-        linear = f" Linear: {words.LINEAR_SAYS}"
-    return (
-        "Gradient flow",
-        f"{words.flow_found(flows)}What is left of the gradient of one character's loss k "
-        f"characters earlier (medians of {flows[0].places} places), along each layer's states. "
-        f"{words.BACK[cell]}{plot} {words.columns_say(flows)}{linear}",
-        table,
+    is_linear = any(reach.state == "linear" for reach in reaches)
+    said = _said(
+        words.flow_found(flows),
+        "What is left of the gradient of one character's loss k characters earlier (medians of "
+        f"{flows[0].places} places), along each layer's states.",
+        words.BACK[cell],
+        plot,
+        words.columns_say(flows),
+        f"Linear: {words.LINEAR_SAYS}" if is_linear else "",
     )
+    return "Gradient flow", said, table
 
 
 def _memory(memory: Memory) -> RenderableType:
@@ -189,9 +197,10 @@ def _gates(gates: Sequence[GateUse]) -> tuple[str, str, RenderableType]:
     plots = " Plots: how many units have which share, from 0 to 1." if is_plotted else ""
     return (
         "Gates",
-        f"Share of characters at which a gate is open (above {NEARLY_OPEN}) and closed (below "
-        f"{NEARLY_CLOSED}), mean over the units. Always: how many units have it open, or closed, "
-        f"at more than {100 * ALWAYS:.0f} % of characters. {words.gates_say(gates)}{plots}",
+        f"{words.gates_found(gates)} In the table: share of characters at which a gate is open "
+        f"(above {NEARLY_OPEN}) and closed (below {NEARLY_CLOSED}), mean over the units. Always: "
+        f"how many units have it open, or closed, at more than {100 * ALWAYS:.0f} % of "
+        f"characters. {words.gates_say(gates)}{plots}",
         table,
     )
 

@@ -131,7 +131,7 @@ def flow_found(flows: Sequence[GradientFlow]) -> str:
     along = [f"{reach.state} {reach.layer}" for reach in reaches]
     farthest = [name for name, end in zip(along, ends, strict=True) if end == last]
     where = ", where it reaches farthest" if len(farthest) < len(along) else ""
-    return f"With {flow.weights} weights {left} along {joined(farthest, 'and')}{where}. "
+    return f"With {flow.weights} weights {left} along {joined(farthest, 'and')}{where}."
 
 
 def columns_say(flows: Sequence[GradientFlow]) -> str:
@@ -255,6 +255,18 @@ def contexts(memory: Memory) -> list[int]:
     return sorted({0, *(1 << n for n in range(farthest.bit_length())), farthest})
 
 
+def pace_found(paces: Sequence[Pace]) -> str:
+    """Say which state changes most slowly and which fastest; empty if there are no two."""
+    varying = sorted((one for one in paces if math.isfinite(one.mean)), key=lambda one: one.mean)
+    if len(varying) < 2:
+        return ""
+    fastest, slowest = (
+        f"{one.state} {one.layer} (correlation {one.mean:+z.3f})"
+        for one in (varying[0], varying[-1])
+    )
+    return f"From one character to the next {slowest} changes least, {fastest} most."
+
+
 def pace_says(paces: Iterable[Pace]) -> str:
     """Say what the table of the pace shows, of one model's states or of several's."""
     said = (
@@ -308,9 +320,29 @@ def gate_lines(gates: Sequence[GateUse]) -> list[list[str]]:
     return lines
 
 
+def gates_found(gates: Sequence[GateUse]) -> str:
+    """Say which gate is open most often, and which is closed most often."""
+    opened = {f"{use.gate} {use.layer}": float(np.mean(use.open_share)) for use in gates}
+    closed = {f"{use.gate} {use.layer}": float(np.mean(use.closed_share)) for use in gates}
+    first, last = (max(shares, key=lambda name: shares[name]) for shares in (opened, closed))
+    return (
+        f"Open most often is {first}, at {100 * opened[first]:.1f} % of characters, closed most "
+        f"often {last}, at {100 * closed[last]:.1f} %."
+    )
+
+
 def gates_say(gates: Sequence[GateUse]) -> str:
     """Say what each of these gates does when it is open."""
     return f"What an open gate does: {', '.join(dict.fromkeys(OPEN[use.gate] for use in gates))}."
+
+
+def units_found(units: Sequence[UnitFound]) -> str:
+    """Say which unit follows its property best."""
+    best = max(units, key=lambda found: abs(found.correlation))
+    return (
+        f"The closest match: unit {best.unit} and {best.property}, with a correlation of "
+        f"{best.correlation:+z.3f}."
+    )
 
 
 def units_say(units: Sequence[UnitFound]) -> str:
@@ -391,7 +423,7 @@ def cuts_found(cuts: Sequence[Cut]) -> str:
     if not turned:
         return ""
     by_norm, by_value = map(max, zip(*turned, strict=True))
-    return f"Cut by norm a gradient turned by {by_norm:.1f}°, by value by up to {by_value:.1f}°. "
+    return f"Cut by norm a gradient turned by {by_norm:.1f}°, by value by up to {by_value:.1f}°."
 
 
 def cut_lines(cuts: Sequence[Cut]) -> list[list[str]]:
@@ -405,6 +437,23 @@ def cut_lines(cuts: Sequence[Cut]) -> list[list[str]]:
 
 def _turned(degrees: float) -> str:
     return f"{degrees:.1f}°" if math.isfinite(degrees) else "no gradient"
+
+
+def truncation_found(truncations: Sequence[Truncation]) -> str:
+    """Say how far the shortest and the longest window turn a gradient; empty if there is none.
+
+    Of a model with trained weights, if one was measured.
+    """
+    of = max(truncations, key=lambda one: one.weights == "trained")
+    windows = sorted(
+        (one for one in of.windows if one.loss_last is None and math.isfinite(one.angle)),
+        key=lambda one: one.bptt,
+    )
+    turned = [f"windows of {one.bptt:,} by {one.angle:.0f}°" for one in windows]
+    if not turned:
+        return ""
+    which = ", ".join(dict.fromkeys((turned[0], turned[-1])))
+    return f"With {of.weights} weights the gradient is turned from the full one: {which}."
 
 
 def truncation_says(truncations: Sequence[Truncation]) -> str:
