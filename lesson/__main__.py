@@ -92,7 +92,7 @@ def page(lab: Lab, sections: Sequence[Section], command: str, figures: str, fold
         + _seeds(lab)
         + " Claims 4 and 7 have a text of their own, and the others one; another may rank the "
         "cells otherwise: "
-        + linked("an example", "docs/performance.md", "#how-compare-tells-cells-apart")
+        + linked("an example", "docs/differences.md", "#texts-rank-the-cells-differently")
         + "."
     )
     first: dict[str, int] = {}

@@ -369,7 +369,7 @@ def test_the_readme_s_python_does_what_it_says(
 def test_the_chances_of_false_verdicts_are_what_their_script_prints(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "differences.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
     (command,) = (block for block in blocks if "charrnn.chance" in block)
     program, option, script = shlex.split(command)
@@ -380,6 +380,6 @@ def test_the_chances_of_false_verdicts_are_what_their_script_prints(
     )
     text = " ".join(page.split())
     assert f"a difference in {alike} of 100 comparisons if the cells spread alike" in text
-    assert f"and in {table} with the spreads of the table" in text
+    assert f"and in {table} with the spreads of the example" in text
     assert f"({max(equal, unequal)} in 100 with three seeds)" in text
     assert f"to {twice} in 100 with 3 seeds and then 5, to {four_times} with 3, 5, 7 and 9" in text
