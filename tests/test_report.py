@@ -27,6 +27,7 @@ from charrnn.inference.assessment import After, OfRun
 from charrnn.inference.baselines import Baseline
 from charrnn.inference.evaluation import PositionScores, Scores
 from charrnn.runs.comparison import CellResult, Comparison, RunFailure
+from charrnn.runs.run import Change
 from charrnn.views.figures import Line
 from charrnn.views.page import Origin, origin
 from charrnn.views.portrait import SAMPLE, labels
@@ -242,6 +243,10 @@ class TestAssessmentPage:
         far = "for 20 steps; this checkpoint after 10 steps, 180 characters, 5 s"
         page = check(inspection_page(two[0], "poem", ORIGIN))
         assert f"one: trained with SGD 0.5, clip norm 1, seed 1, {far}" in page.texts["li"]
+        changed = replace(RUN, changes=(Change(1200, "--lr 1", "--lr 0.5"),))
+        page = check(inspection_page(portrait("one", run=changed), "poem", ORIGIN))
+        (how,) = (text for text in page.texts["li"] if ": trained with " in text)
+        assert ", for 20 steps, --lr 0.5 from step 1,200 on (was --lr 1); this " in how
         less = replace(bare, config=replace(bare.config, minutes=3.0, steps=None))
         both = [two[0], portrait("two", run=less)]
         page = check(assessment_page([assessment()] * 2, both, "poem", ORIGIN))

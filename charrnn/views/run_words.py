@@ -5,7 +5,7 @@ Nothing here needs the run's text or weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -98,7 +98,7 @@ def trained_how(runs: Sequence[RunSummary]) -> tuple[str, list[str]]:
         What several updates and budgets have in common, if anything; and for each run what they
         have of their own, and how far its checkpoint has come.
     """
-    each = [[*_update(run, is_planned=True), f"for {_budget(run)}"] for run in runs]
+    each = [[*_update(run, is_planned=True), f"for {_budget(run)}", *_changes(run)] for run in runs]
     alike = [words for words in each[0] if all(words in other for other in each[1:])]
     common = alike if len(runs) > 1 else []
     own = [", ".join(words for words in of_run if words not in common) for of_run in each]
@@ -108,6 +108,13 @@ def trained_how(runs: Sequence[RunSummary]) -> tuple[str, list[str]]:
         f"{begin}{words}; {after}" if words else after
         for words, after in zip(own, come, strict=True)
     ]
+
+
+def _changes(run: RunSummary) -> Iterator[str]:
+    """Yield what a run was given anew, and since when."""
+    for change in run.changes:
+        was, now = (shown(option) or "nothing" for option in (change.was, change.now))
+        yield f"{now} from step {change.step:,} on (was {was})"
 
 
 def _budget(run: RunSummary) -> str:
@@ -229,9 +236,7 @@ def status_lines(status: RunStatus) -> list[str]:
         digest = run.config.init_sha256
         which = "" if digest is None else f", SHA-256 {shown(digest)}"
         lines.append(f"from    the weights of {shown(run.config.init_from)}{which}")
-    for change in run.changes:
-        was, now = (shown(option) or "nothing" for option in (change.was, change.now))
-        lines.append(f"changed {now} from step {change.step:,} on (was {was})")
+    lines += [f"changed {words}" for words in _changes(run)]
     lines.append(f"file    {shown(status.file)}")
     if not status.is_state:
         lines.append(f"weights only, after {come}")
