@@ -19,6 +19,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import cycle, groupby
 from pathlib import Path
 
@@ -315,16 +316,15 @@ def measure_scoring(rounds: int) -> dict[str, float]:
 
             return finished(run)
 
-        def scoring() -> None:
-            model.compute_dtype = torch.float32
-            score(model, part, vocabulary)
-
-        steps: dict[str, Step] = {"scoring, float32": scoring}
+        steps: dict[str, Step] = {}
         for precision, dtype in _PRECISIONS.items():
             if dtype == torch.float32 or multiplies_bf16(device):
+                steps[f"scoring, {precision}"] = partial(
+                    score, model, part, vocabulary, dtype=dtype
+                )
                 steps[f"forward part of an update, {precision}"] = forward(dtype)
         seconds = in_turns([*steps.values()], rounds)
-    read = [part.characters, *[x_TB.numel()] * (len(steps) - 1)]
+    read = [part.characters, x_TB.numel()] * (len(steps) // 2)
     return {name: n / each for name, n, each in zip(steps, read, seconds, strict=True)}
 
 

@@ -46,6 +46,7 @@ from charrnn.storage.metrics import read_log
 from charrnn.storage.reading import TextRecord
 from charrnn.storage.runfolder import RunFolder
 from charrnn.storage.trained import load_model
+from charrnn.text.scanning import scan
 from charrnn.wording import printable
 from tests.conftest import SHORT, Cli, documented_fields, make_prose, needs_raw_names, run_cli
 from tests.small import make_result
@@ -942,10 +943,18 @@ class TestCompare:
         cells: tuple[CellName, ...] = ("rnn", "gru")
         plan = Plan(texts=(str(prose),), cells=cells, steps=3, hidden=5, batch_size=2, bptt=9)
         events = compare(tmp_path / "all", plan)
-        next(event for event in events if isinstance(event, RunResult))
+        result = next(event for event in events if isinstance(event, RunResult))
         events.close()  # type: ignore[attr-defined]
         plan = open_plan(tmp_path / "all")
         assert plan.precision == "bf16"
+        model, vocabulary, _ = load_model(result.run, "cpu")
+        whole = scan([str(prose)]).whole
+        tested = whole.corpus.part(whole.stop - result.characters - 1, whole.stop)
+        wide, narrow = (
+            score(model, tested, vocabulary, dtype=dtype).nats_per_char
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        assert result.nats_per_char == narrow != wide
         for module in ("comparability", "starting", "resuming"):
             monkeypatch.setattr(f"charrnn.runs.{module}.multiplies_bf16", lambda _device: False)
         (tmp_path / "all" / "rnn-seed1" / "result.json").unlink()

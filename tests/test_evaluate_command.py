@@ -48,7 +48,7 @@ class TestEvaluate:
     NAMES = (
         "checkpoint", "cell", "layers", "hidden", "parameters", "characters", "unknown",
         "nats_per_char", "bits_per_char", "bits_per_byte", "perplexity", "chars_per_second",
-        "uniform_nats", "bytes", "exact", "device", "seed", "setting", "notes",
+        "uniform_nats", "bytes", "exact", "precision", "device", "seed", "setting", "notes",
     )  # fmt: skip
     #: The last fields: beside other models, and which checkpoint and text the scores are for.
     ORIGIN = (
@@ -281,7 +281,7 @@ class TestEvaluate:
             checkpoint.meta["training"]["optimiser"] = "unheard of"
             save(tmp_path / "slow-1" / f"{name}.safetensors", checkpoint)
         (row,) = json.loads(cli("evaluate", "slow-1", "--text", prose, "--json").out)
-        assert (row["seed"], row["setting"]) == (None, None)
+        assert (row["seed"], row["setting"], row["precision"]) == (None, None, "fp32")
         # Another split of the text is another setting, and so is nothing to be a mean of.
         rows = json.loads(cli("evaluate", "wide-1", "less-3", "--text", prose, "--json").out)
         assert [row["over_seeds"] for row in rows] == [None, None]
@@ -580,6 +580,24 @@ class TestEvaluate:
         shorter = write(tmp_path / "text", make_prose(FEWEST_BLOCKS * SHORTEST_BLOCK))
         rows = json.loads(cli("evaluate", *models, "--text", shorter, "--json").out)
         assert [row["differences"] for row in rows] == [[], []]
+
+    def test_scores_in_the_precision_of_the_training(
+        self, cli: Cli, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Where the device multiplies it; but exactly what is to be exact."""
+        best = load(trained / "best.safetensors")
+        best.meta["training"]["precision"] = "bf16"
+        save(tmp_path / "narrow.safetensors", best)
+        both = ("evaluate", trained, tmp_path / "narrow.safetensors", "--part", "valid", "--json")
+        for able, options, expected in [
+            (True, (), ["fp32", "bf16"]), (True, ("--exact",), ["fp32", "fp32"]),
+            (False, (), ["fp32", "fp32"]),
+        ]:  # fmt: skip
+            monkeypatch.setattr("charrnn.runs.subject.recurs_in_bf16", lambda _, able=able: able)
+            wide, narrow = json.loads(cli(*both, *options).out)
+            assert [wide["precision"], narrow["precision"]] == expected
+            alike = wide["nats_per_char"] == narrow["nats_per_char"]
+            assert alike is (expected[0] == expected[1])
 
     def test_in_depth_adds_names_and_changes_none(self, cli: Cli, trained: Path) -> None:
         plain = json.loads(cli("evaluate", trained, "--part", "valid", "--json").out)[0]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -334,13 +335,29 @@ def test_no_clock_counts_the_compilation_of_the_loops(
     assert "loops" in happened[: happened.index("clock")]
 
 
-def test_scores_are_in_float32_whatever_the_training_is_in(tmp_path: Path) -> None:
+def test_the_type_of_a_score_is_asked_for_and_not_the_model_s(tmp_path: Path) -> None:
     part = make_framed_part(tmp_path, make_text(401))
     model = make_model().float()
-    exact = score(model, part, VOCABULARY)
-    model.compute_dtype = torch.bfloat16
-    assert score(model, part, VOCABULARY).nats == exact.nats
-    assert model.compute_dtype == torch.bfloat16
+    exact, narrow = (
+        score(model, part, VOCABULARY, dtype=dtype).nats
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert exact != narrow == pytest.approx(exact, rel=0.01)
+    for own in (torch.bfloat16, torch.float32):
+        model.compute_dtype = own
+        assert score(model, part, VOCABULARY).nats == exact
+        assert score(model, part, VOCABULARY, dtype=torch.bfloat16).nats == narrow
+        assert model.compute_dtype == own
+
+
+@pytest.mark.parametrize("how", [{}, {"exact": True}, {"after": "a"}])
+def test_what_is_scored_exactly_is_in_float32(tmp_path: Path, how: dict[str, Any]) -> None:
+    part, model = make_framed_part(tmp_path, make_text(401)), make_model().float().eval()
+    found = assess("run", model, VOCABULARY, part, EvaluateConfig(**how), precision="bf16")
+    assert found.precision == ("fp32" if how else "bf16")
+    dtype = torch.float32 if how else torch.bfloat16
+    expected = score(model, part, VOCABULARY, dtype=dtype, lanes=1 if how else None).nats
+    assert found.scores.nats == pytest.approx(expected, rel=1e-6)
 
 
 class TestByPosition:

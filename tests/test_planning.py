@@ -127,6 +127,7 @@ def stub_run(
         "baselines": {"uniform": 5.0},
         "unknown_share": 0.0,
         "model": SimpleNamespace(
+            compute_dtype=torch.float32,
             config=SimpleNamespace(
                 dropout=0.0,
                 weight_drop=0.0,
@@ -187,8 +188,9 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Simulate:
         **options: Any,
     ) -> Told:
         def score(
-            _model: object, part: Any, _vocabulary: object, should_stop: Callable[[], bool]
-        ) -> Scores:
+            _model: object, part: Any, _vocabulary: object,
+            should_stop: Callable[[], bool], **_more: object,
+        ) -> Scores:  # fmt: skip
             world.begun.append(("validation", world.now))
             for _ in range(4):
                 world.spend(world.validation / 4)

@@ -446,6 +446,20 @@ def test_a_run_in_bf16_goes_on_in_fp32_where_there_is_none(
         assert torch.equal(new, old)
 
 
+def test_validations_are_in_the_precision_of_the_training(
+    start_run: StartRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("charrnn.runs.starting.multiplies_bf16", lambda device: True)
+    run = start_run(steps=2, precision="bf16")
+    *_, event = only(list(train(run)), Validated)
+    assert run.valid is not None
+    wide, narrow = (
+        score(run.model, run.valid, run.vocabulary, dtype=dtype).nats_per_char
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert event.row["valid_nats_per_char"] == narrow != wide
+
+
 def test_bf16_without_its_recurrences_is_for_who_asks_for_it(
     start_run: StartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:

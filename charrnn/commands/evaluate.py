@@ -100,8 +100,8 @@ def evaluate(
         bool,
         typer.Option(
             "--exact",
-            help="Score in one lane from start to end: slower, and within 0.001 nats of the "
-            "default unless the text is quite unlike the one trained on.",
+            help="Score in one lane from start to end and in fp32: slower, and within 0.001 nats "
+            "of the default unless the text is quite unlike the one trained on.",
         ),
     ] = False,
     report: options.Report = None,

@@ -265,7 +265,7 @@ def watch_scoring(
                     assess(
                         str(subject.path), subject.model, vocabulary, part, config,
                         baselines=priced.get(basis, ()), facts=facts, run=subject.of_run(),
-                        watchers=watchers, tell=meter,
+                        precision=subject.precision(), watchers=watchers, tell=meter,
                     )
                 )  # fmt: skip
         except RunFolderError as error:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from charrnn.config import EvaluateConfig, ModelConfig
+import torch
+
+from charrnn.config import EvaluateConfig, ModelConfig, PrecisionName
 from charrnn.errors import NonFiniteError
 from charrnn.inference.baselines import Baseline, uniform_nats
 from charrnn.inference.dynamic import dynamic_prices
@@ -78,6 +80,8 @@ class Assessment:
     """The kind of device used for scoring."""
     exact: bool = False
     """Whether one lane, from start to end, was asked for, as by ``--exact``."""
+    precision: PrecisionName = "fp32"
+    """Of the products that ``scores`` come from."""
     facts: tuple[str, ...] = ()
     """What a user must know about the model to judge its scores: "was trained on ..."."""
     run: OfRun | None = None
@@ -115,6 +119,7 @@ class Assessment:
             "uniform_nats": self.uniform_nats if math.isfinite(self.uniform_nats) else None,
             "bytes": self.scores.bytes,
             "exact": self.exact,
+            "precision": self.precision,
             "device": self.device,
             "seed": self.run and self.run.seed,
             "setting": self.run and self.run.setting,
@@ -182,6 +187,7 @@ def assess(
     baselines: Iterable[Baseline] = (),
     facts: Iterable[str] = (),
     run: OfRun | None = None,
+    precision: PrecisionName = "fp32",
     watchers: Iterable[Callable[[Prices], None]] = (),
     tell: Callable[[str, int], None] = lambda what, done: None,
 ) -> Assessment:
@@ -197,6 +203,7 @@ def assess(
         baselines: of the same text, for the record.
         facts: what a user must know about the model, for the record.
         run: what is to be known of its run, for the record.
+        precision: of the products, where several lanes are scored; everything else is in float32.
         watchers: each is called with the price of every character in order, from dynamic
             evaluation if that is asked for; otherwise the text is then scored exactly.
         tell: called from time to time with what is being done, and to how many characters so far.
@@ -211,11 +218,14 @@ def assess(
     run_once(model)
     scored, learnt = (partial(tell, what) for what in ("scored", "scored by dynamic evaluation"))
     in_order = bool(watching) and not config.dynamic
+    is_exact = in_order or config.exact
+    precision = "fp32" if is_exact else precision
     if in_order:
         scores = total(prices(model, part, vocabulary), part, [*watching, _telling(scored)])
     else:
         lanes = 1 if config.exact else None
-        scores = score(model, part, vocabulary, lanes=lanes, tell=scored)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        scores = score(model, part, vocabulary, lanes=lanes, dtype=dtype, tell=scored)
     adapted = None
     if config.dynamic:
         stretches = dynamic_prices(model, part, vocabulary)
@@ -235,7 +245,8 @@ def assess(
         baselines=tuple(baselines),
         of_bytes=vocabulary.is_bytes,
         device=model.device.type,
-        exact=in_order or config.exact,
+        exact=is_exact,
+        precision=precision,
         facts=tuple(facts),
         run=run,
         uniform_nats=uniform_nats(part.predicted.counts, vocabulary),

@@ -305,7 +305,10 @@ def _measure(run: Run, speed: float, should_stop: Callable[[], str | None]) -> R
     run_once(model)
 
     def score_part(part: Part) -> Scores:
-        scores = score(model, part, vocabulary, should_stop=lambda: bool(should_stop()))
+        scores = score(
+            model, part, vocabulary,
+            dtype=run.model.compute_dtype, should_stop=lambda: bool(should_stop()),
+        )  # fmt: skip
         # Finite weights can still be too large to compute with.
         if not math.isfinite(scores.nats_per_char):
             raise NonFiniteError(

@@ -345,8 +345,9 @@ class _Loop:
         part = run.valid.first(progress.validate_characters)
         try:
             scores = score(
-                run.model, part, run.vocabulary, should_stop=lambda: bool(self.should_stop())
-            )
+                run.model, part, run.vocabulary,
+                dtype=run.model.compute_dtype, should_stop=lambda: bool(self.should_stop()),
+            )  # fmt: skip
         except Interrupted:
             self._tick()
             progress.validation_seconds += progress.seconds - started
