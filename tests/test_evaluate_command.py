@@ -10,6 +10,7 @@ import math
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,14 @@ class TestEvaluate:
             ([], {"init_from": "/b", "init_sha256": "2e"}),
             ([], {"init_from": "/a"}),
             ([], {"init_from": "/b"}),
+            ([{"step": 3, "was": "--lr 0.6", "now": "--lr 0.1"}], {}),
+            ([{"step": 3, "was": "--lr 0.5", "now": "--lr 0.2"}], {}),
+            ([{"step": 3, "was": "--steps 4", "now": "--steps 5"}], {}),
+            ([{"step": 4, "was": "--steps 4", "now": "--steps 5"}], {}),
+            ([{"step": 4, "was": "--lr 0.5", "now": "--lr 0.1"}], {}),
+            # In minutes no two runs make as many updates.
+            ([{"step": 3, "was": "--lr 0.5", "now": "--lr 0.1"}], {"steps": None, "minutes": 1.0}),
+            ([{"step": 4, "was": "--lr 0.5", "now": "--lr 0.1"}], {"steps": None, "minutes": 1.0}),
         ]:
             odd = load(tmp_path / "wide-2" / "last.safetensors")
             odd.meta["changes"] = changes
@@ -259,9 +268,16 @@ class TestEvaluate:
             save(tmp_path / "wide-2" / "last.safetensors", odd)
             settings.append(json.loads(cli(*scored, "--json").out)[2]["setting"])
             save(tmp_path / "wide-2" / "last.safetensors", last)
-        one, another, same, *odder = settings
-        assert another == same
-        assert len({rows[0]["setting"], one, another, *odder}) == 6
+        one, another, same, *odder, minutes, alike = settings
+        assert (another, minutes) == (same, alike)
+        assert len({rows[0]["setting"], one, another, minutes, *odder}) == 12
+        # The run was resumed from before a change, but what it made then is still its best.
+        odd = load(tmp_path / "wide-2" / "best.safetensors")
+        before = odd.meta.copy()
+        odd.meta["changes"] = [{"step": 3, "was": "--lr 0.5", "now": "--lr 0.1"}]
+        save(tmp_path / "wide-2" / "best.safetensors", odd)
+        assert json.loads(cli(*scored, "--json").out)[2]["setting"] != rows[0]["setting"]
+        save(tmp_path / "wide-2" / "best.safetensors", replace(odd, meta=before))
         # What is not finished is in no mean, nor what was chosen in another way.
         last.meta["progress"]["step"] -= 1
         save(tmp_path / "wide-2" / "last.safetensors", last)

@@ -338,7 +338,8 @@ class TestChartsOfTheInside:
         self.show(inspection(truncation=(replace(trained, windows=(replace(lost, angle=0.0),)),)))
         assert charts["truncation"].kwargs["y_range"][1] > 0
         charts.clear()
-        self.show(inspection(truncation=(replace(trained, windows=(lost,)),)))
+        shown = self.show(inspection(truncation=(replace(trained, windows=(lost,)),)))
+        assert "<li></li>" not in shown
         assert "truncation" not in charts
 
     def test_a_step_and_windows_are_shown_of_one_model_only(self) -> None:

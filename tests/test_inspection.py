@@ -368,6 +368,8 @@ class TestTables:
             "(correlation -0.250) most."
         )
         assert pace_found(paces[1:3]) == ""
+        alike = [replace(paces[0], mean=mean) for mean in (-1.0, -0.9999)]
+        assert pace_found(alike) == ""
 
     def test_which_gates_are_open_and_closed_most_often_is_said_first(self) -> None:
         gates = [
@@ -379,6 +381,17 @@ class TestTables:
             "Open most often is forget 1, at 80.0 % of characters, closed most often input 2, at "
             "37.5 %."
         )
+
+    def test_that_no_gate_is_open_or_closed_is_said(self) -> None:
+        never, ever = (0.0, 0.0), (0.5, 0.0)
+        assert [
+            gates_found([GateUse(1, "reset", opened, closed, 100)])
+            for opened, closed in [(never, never), (ever, never), (never, ever)]
+        ] == [
+            "No gate is ever open or closed.",
+            "Open most often is reset 1, at 25.0 % of characters; no gate is ever closed.",
+            "No gate is ever open; closed most often is reset 1, at 25.0 % of characters.",
+        ]
 
     def test_the_closest_match_is_said_first(self) -> None:
         """Judged on the second half, where it was not chosen."""
@@ -398,7 +411,7 @@ class TestTables:
             )
         )  # fmt: skip
         one = Truncation("initial", 8, 100, full, 30.0, windows[2:3])
-        found = truncation_found([one, replace(one, weights="trained", windows=windows)])
+        found = truncation_found([replace(one, weights="trained", windows=windows), one])
         assert found == (
             "With trained weights the gradient is turned from the full one: windows of 8 by 41°, "
             "windows of 32 by 5°."
@@ -407,6 +420,8 @@ class TestTables:
             "With initial weights the gradient is turned from the full one: windows of 8 by 41°."
         )
         assert truncation_found([replace(one, windows=windows[1:2])]) == ""
+        long = replace(windows[0], bptt=2048)
+        assert "windows of 2,048 by 5°" in truncation_found([replace(one, windows=(long,))])
 
     def test_gates(self) -> None:
         use = GateUse(1, "forget", (0.9, 0.95, 0.1), (0.05, 0.0, 0.91), 100)
@@ -610,6 +625,22 @@ def test_any_measurement_can_be_shown(
         assert text == re.sub("[\f\x1b]", "\N{REPLACEMENT CHARACTER}", expected)
         marks = zip(lines[first:-3:2], lines[first + 1 :: 2], strict=False)
         assert all(cell_len(mark) == len(columns) for mark, columns in marks)
+
+
+def test_sections_begin_with_what_was_found(capsys: pytest.CaptureFixture[str]) -> None:
+    stretch, config = make_stretch(700), InspectConfig(bptt=(3,))
+    print_inspection(module.inspect(make_model("lstm"), stretch, VOCABULARY, config, TRAINING))
+    lines = capsys.readouterr().out.split("\n")
+    begin = {
+        "Gradient flow": "With trained weights ",
+        "Pace": "From one character to the next ",
+        "Gates": "(Open most often is|No gate is ever open)",
+        "Units": "The closest match: ",
+        "A cut gradient": "Cut by norm a gradient turned by ",
+        "Truncation": "With trained weights the gradient is turned from the full one: ",
+    }
+    for title, said in begin.items():
+        assert re.match(said, lines[lines.index(title) + 1])
 
 
 def test_a_narrow_terminal_gets_fewer_units_of_the_step(

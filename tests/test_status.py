@@ -67,18 +67,20 @@ def test_says_which_weights_training_began_with(cli: Cli, run: Run) -> None:
     found = lines(cli("inspect", path))
     assert found[5].startswith("made    with ")
     assert found[6] == "from    the weights of /models/a b"
+    path = run(training={"init_from": "/m", "init_sha256": "\x1b"})
+    assert lines(cli("inspect", path))[6] == r"from    the weights of /m, checksum \x1b"
     path = run(training={"init_from": "/models/a b", "init_sha256": "1f"})
-    assert lines(cli("inspect", path))[6] == "from    the weights of /models/a b, SHA-256 1f"
+    assert lines(cli("inspect", path))[6] == "from    the weights of /models/a b, checksum 1f"
 
 
 def test_says_what_was_given_anew(cli: Cli, run: Run) -> None:
     changes = [
-        {"step": 1200, "was": "--lr 0.028", "now": "--lr 0.014"},
+        {"step": 1200, "was": "--lr 0.028\x1b", "now": "--lr 0.014"},
         {"step": 1201, "was": "", "now": "--patience 9\n"},
     ]
     path = run(changes=changes)
     assert lines(cli("inspect", path))[6:8] == [
-        "changed --lr 0.014 from step 1,200 on (was --lr 0.028)",
+        r"changed --lr 0.014 from step 1,200 on (was --lr 0.028\x1b)",
         r"changed --patience 9\n from step 1,201 on (was nothing)",
     ]
     assert json.loads(cli("inspect", path, "--json").out)["changes"] == changes

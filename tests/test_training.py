@@ -25,7 +25,13 @@ from charrnn import recipe
 from charrnn.analysis.flow import initial_model
 from charrnn.compute import device, library
 from charrnn.config import CellName, ModelConfig, SampleConfig, TextChoices, TrainConfig
-from charrnn.errors import NonFiniteError, RunFolderError, TakenFolderError, UsageError
+from charrnn.errors import (
+    CheckpointError,
+    NonFiniteError,
+    RunFolderError,
+    TakenFolderError,
+    UsageError,
+)
 from charrnn.inference.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.inference.evaluation import Scores, prices, score
 from charrnn.inference.sampling import Piece, sample
@@ -777,6 +783,46 @@ def test_a_run_records_what_it_was_given_anew_and_when(start_run: StartRun) -> N
         list(train(again, partial(stop_after, again.progress.step, again)))
         assert list(changes_in(load(run.folder.path / "last.safetensors"))) == kept
     assert [change.step for change in kept] == [3, 3, 6, 7]
+
+
+def test_what_was_changed_again_before_any_update_is_not_recorded(start_run: StartRun) -> None:
+    run = start_run(steps=7, lr=0.5)
+    list(train(run, lambda: "stop" if run.progress.step == 3 else None))
+    kept = []
+    for change in ({"lr": 0.125, "patience": 5}, {"lr": 0.25}, {"lr": 0.5}, {"steps": 9}):
+        again = resume(run.folder, device=CPU, changes=change)
+        list(train(again, lambda: "stop"))
+        kept.append(changes_in(load(run.folder.path / "last.safetensors")))
+    patience, budget = Change(3, "", "--patience 5"), Change(3, "--steps 7", "--steps 9")
+    assert kept[1:] == [
+        (patience, Change(3, "--lr 0.5", "--lr 0.25")), (patience,), (patience, budget)
+    ]  # fmt: skip
+
+
+def test_a_patience_that_ends_a_run_at_once_is_recorded(start_run: StartRun) -> None:
+    run = start_run(steps=30, validate_every=5, lr=1e-30)  # nothing improves
+    list(train(run, lambda: "stop" if run.progress.validations_since_best == 2 else None))
+    again = resume(run.folder, device=CPU, changes={"patience": 1})
+    assert again.is_finished
+    list(train(again))
+    (change,) = changes_in(load(run.folder.path / "last.safetensors"))
+    assert (change.was, change.now) == ("", "--patience 1")
+
+
+@pytest.mark.parametrize("changes", [None, [3], [{"step": -1, "was": "", "now": ""}]])
+def test_odd_changes_are_refused_before_the_log_is_touched(
+    start_run: StartRun, changes: object
+) -> None:
+    run = start_run(steps=20)
+    list(train(run, lambda: "stop" if run.progress.step == 3 else None))
+    path, log = run.folder.path / "last.safetensors", run.folder.path / "metrics.jsonl"
+    checkpoint = load(path)
+    list(train(run))
+    rows = log.read_text()
+    save(path, replace(checkpoint, meta=checkpoint.meta | {"changes": changes}))
+    with pytest.raises(CheckpointError, match="'changes'"):
+        resume(run.folder, device=CPU, changes={})
+    assert log.read_text() == rows
 
 
 def test_a_finished_run_is_not_changed_by_what_is_given_anew(start_run: StartRun) -> None:

@@ -86,6 +86,7 @@ def resume(
         keep=max(0, checkpoint.require("keep", int)),
         device=checkpoint.require("device", str),
     )
+    so_far = changes_in(checkpoint)
     progress = replace(saved.progress)
     _refuse_others(fixed, saved, model.config, vocabulary)
     folder.keep = saved.keep if keep is None else keep
@@ -151,10 +152,10 @@ def resume(
     )
     run.resumed = True
     run.saved = saved
-    run.changes = changes_in(checkpoint)
+    run.changes = so_far
     if not run.was_finished:  # else nothing comes of the changes
         run.notes += changed
-        run.changes += _anew(saved.config, config, progress.step)
+        run.changes = _anew(so_far, saved.config, config, progress.step)
     run.better, said = _best(folder, progress, goes_on=not run.is_finished)
     run.notes += said
     return run
@@ -346,15 +347,27 @@ def _changed(
     return new, notes
 
 
-def _anew(was: TrainConfig, now: TrainConfig, step: int) -> tuple[Change, ...]:
-    """Return what a run has been given anew after so many updates."""
-    changes = []
+def _anew(
+    so_far: tuple[Change, ...], was: TrainConfig, now: TrainConfig, step: int
+) -> tuple[Change, ...]:
+    """Return what a run has been given anew so far, and after so many updates.
+
+    What made no update before it was changed again is left out.
+    """
+    changes = list(so_far)
     for names in (BUDGETS, ("lr",), ("patience",), ("precision",)):
         before, after = (
             " ".join(options_again({name: getattr(config, name) for name in names}))
             for config in (was, now)
         )
-        if before != after:
+        if before == after:
+            continue
+        vain = [one for one in changes if (one.step, one.now) == (step, before)]
+        for one in vain:
+            changes.remove(one)
+            before = one.was
+        # A budget is planned anew even if it is what it was before.
+        if before != after or names == BUDGETS:
             changes.append(Change(step, before, after))
     return tuple(changes)
 

@@ -184,11 +184,13 @@ class Subject:
                 newest = read_description(own.folder / LAST)
         try:
             step = own.record("progress", Progress).step
-            run = summary_of(newest, self.model, self.vocabulary)
+            run, saved = (summary_of(one, self.model, self.vocabulary) for one in (newest, own))
         except CheckpointError:
             return None
         # The best by validation, the last, or one kept after so many steps.
-        setting = _setting(run, own.is_state and kept_at is None, kept_at)
+        # If the run was resumed from before a change, the best may come from what came of that.
+        of = run if run.changes[: len(saved.changes)] == saved.changes else saved
+        setting = _setting(of, own.is_state and kept_at is None, kept_at)
         is_unfinished = not run.is_finished and (own.is_state or newest is not own)
         return OfRun(run.config.seed, setting, step, is_unfinished)
 
@@ -240,7 +242,10 @@ def _setting(run: RunSummary, *which: int | None) -> str:
     # Another budget, given when the run had come so far: the rate rises again there.
     if run.config.minutes is None and (since := run.progress.planned_at_step):
         given.append(since)
-    given += [f"{change.was}, then {change.now}" for change in run.changes]
+    for change in run.changes:
+        given.append(f"{change.was}, then {change.now}")
+        if run.config.minutes is None:  # in minutes seeds make different numbers of updates
+            given.append(change.step)
     return hashlib.sha256(json.dumps(given).encode()).hexdigest()[:16]
 
 

@@ -256,9 +256,9 @@ def contexts(memory: Memory) -> list[int]:
 
 
 def pace_found(paces: Sequence[Pace]) -> str:
-    """Say which state changes most slowly and which fastest; empty if there are no two."""
+    """Say which state changes most slowly and which fastest; empty if none differ as shown."""
     varying = sorted((one for one in paces if math.isfinite(one.mean)), key=lambda one: one.mean)
-    if len(varying) < 2:
+    if len({f"{one.mean:+z.3f}" for one in varying}) < 2:
         return ""
     fastest, slowest = (
         f"{one.state} {one.layer} (correlation {one.mean:+z.3f})"
@@ -325,6 +325,18 @@ def gates_found(gates: Sequence[GateUse]) -> str:
     opened = {f"{use.gate} {use.layer}": float(np.mean(use.open_share)) for use in gates}
     closed = {f"{use.gate} {use.layer}": float(np.mean(use.closed_share)) for use in gates}
     first, last = (max(shares, key=lambda name: shares[name]) for shares in (opened, closed))
+    if not opened[first] and not closed[last]:
+        return "No gate is ever open or closed."
+    if not closed[last]:
+        return (
+            f"Open most often is {first}, at {100 * opened[first]:.1f} % of characters; no gate is "
+            "ever closed."
+        )
+    if not opened[first]:
+        return (
+            f"No gate is ever open; closed most often is {last}, at {100 * closed[last]:.1f} % of "
+            "characters."
+        )
     return (
         f"Open most often is {first}, at {100 * opened[first]:.1f} % of characters, closed most "
         f"often {last}, at {100 * closed[last]:.1f} %."

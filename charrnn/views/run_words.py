@@ -234,7 +234,7 @@ def status_lines(status: RunStatus) -> list[str]:
     lines.append(f"made    with torch {torch} and version {charrnn} of charrnn{where}")
     if run.config.init_from is not None:
         digest = run.config.init_sha256
-        which = "" if digest is None else f", SHA-256 {shown(digest)}"
+        which = "" if digest is None else f", checksum {shown(digest)}"
         lines.append(f"from    the weights of {shown(run.config.init_from)}{which}")
     lines += [f"changed {words}" for words in _changes(run)]
     lines.append(f"file    {shown(status.file)}")
