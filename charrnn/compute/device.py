@@ -7,10 +7,12 @@ from typing import get_args
 
 import torch
 
-from charrnn.config import DeviceName
+from charrnn.config import DeviceName, PrecisionName
 from charrnn.errors import UsageError
 from charrnn.wording import counted
 
+#: The type of the products in each precision.
+DTYPES: dict[PrecisionName, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 #: The first cuDNN version whose recurrences torch uses in bf16: 9.13.
 CUDNN_WITH_BF16 = 91300
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
-
+from charrnn.compute.device import DTYPES
 from charrnn.config import EvaluateConfig, ModelConfig, PrecisionName
 from charrnn.errors import NonFiniteError
 from charrnn.inference.baselines import Baseline, uniform_nats
@@ -224,7 +223,7 @@ def assess(
         scores = total(prices(model, part, vocabulary), part, [*watching, _telling(scored)])
     else:
         lanes = 1 if config.exact else None
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        dtype = DTYPES[precision]
         scores = score(model, part, vocabulary, lanes=lanes, dtype=dtype, tell=scored)
     adapted = None
     if config.dynamic:

@@ -14,6 +14,7 @@ import torch
 
 from charrnn import recipe
 from charrnn.command_words import flag
+from charrnn.compute.device import DTYPES
 from charrnn.compute.products import why_none
 from charrnn.compute.recurrence import Loops, loops
 from charrnn.config import CELL_GATES, ModelConfig, TrainConfig
@@ -64,7 +65,7 @@ def assemble(
     Raises:
         CorpusError: the validation text changed since it was scanned.
     """
-    model.compute_dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    model.compute_dtype = DTYPES[config.precision]
     optimiser = OPTIMISERS[config.optimiser](
         model, weight_decay=config.weight_decay, decay_embedding=config.decay_embedding
     )
