@@ -609,7 +609,7 @@ class TestEvaluate:
             (True, (), ["fp32", "bf16"]), (True, ("--exact",), ["fp32", "fp32"]),
             (False, (), ["fp32", "fp32"]),
         ]:  # fmt: skip
-            monkeypatch.setattr("charrnn.runs.subject.recurs_in_bf16", lambda _, able=able: able)
+            monkeypatch.setattr("charrnn.storage.trained.recurs_in_bf16", lambda _, able=able: able)
             wide, narrow = json.loads(cli(*both, *options).out)
             assert [wide["precision"], narrow["precision"]] == expected
             alike = wide["nats_per_char"] == narrow["nats_per_char"]

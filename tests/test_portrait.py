@@ -18,7 +18,7 @@ from charrnn.analysis.flow import gradient_flow, initial_model
 from charrnn.analysis.inspection import Inspection
 from charrnn.analysis.norms import clipping
 from charrnn.analysis.stretch import read_stretch
-from charrnn.config import InspectConfig, TextSource, TrainConfig
+from charrnn.config import InspectConfig, SampleConfig, TextSource, TrainConfig
 from charrnn.errors import CheckpointError, NonFiniteError
 from charrnn.inference.evaluation import Prices, prices
 from charrnn.inference.sampling import Piece
@@ -153,19 +153,22 @@ def test_a_sample_is_drawn_on_the_cpu_as_by_its_command(
 ) -> None:
     """Another device, here "meta", would round differently and so draw another text."""
     model, vocabulary, checkpoint = load_model(trained, torch.device("cpu"))
-    part, places = scan([str(prose)], "utf-8").part(0, 9), []
+    part, drawn_with = scan([str(prose)], "utf-8").part(0, 9), []
+    checkpoint.meta["training"]["precision"] = "bf16"
 
-    def drawn(model: CharModel, *_: object) -> list[Piece]:
-        places.append(model.device.type)
+    def drawn(model: CharModel, _1: object, _2: object, config: SampleConfig) -> list[Piece]:
+        drawn_with.append((model.device.type, config))
         return []
 
+    monkeypatch.setattr("charrnn.storage.trained.recurs_in_bf16", lambda _: True)
+    monkeypatch.setattr("charrnn.inference.sampling.why_none", lambda *_: None)
     monkeypatch.setattr("charrnn.views.portrait.sample", drawn)
     monkeypatch.setattr("charrnn.views.portrait.prices", lambda *_: [Prices(1, np.zeros(8), 0)])
     monkeypatch.setattr(CharModel, "cpu", lambda model: model.to_empty(device="cpu"))
     for device in ("cpu", "meta"):
         portray("x", checkpoint, model.to(device), vocabulary, part)
         assert model.device.type == device, "the model stays on its device"
-    assert places == ["cpu", "cpu"]
+    assert drawn_with == [("cpu", replace(SAMPLE, weights="bf16"))] * 2
 
 
 def test_a_portrait_without_a_sample_names_the_checkpoint(prose: Path, trained: Path) -> None:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
+from typing import get_args
 from unittest import mock
 
 import pytest
@@ -23,9 +24,11 @@ import pytest
 from charrnn.commands.stdio import read_prompt
 from charrnn.compute import library
 from charrnn.compute.steps import steps
+from charrnn.config import WeightsName
 from charrnn.errors import NonFiniteError, UsageError
 from charrnn.inference import sampling
 from charrnn.inference.sampling import Piece
+from charrnn.storage.checkpoint import load, save
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.sample_view import print_as_made, print_samples
 from tests.conftest import ENVIRONMENT, PATIENCE, Cli, command, one_line
@@ -112,10 +115,35 @@ class TestSample:
         monkeypatch.setattr(sampling, "_stepper", make)
         words = ("sample", trained, "--length", "40", "--weights", weights)
         first, again = cli(*words), cli(*words)
-        assert [call.args[2] for call in make.call_args_list] == ["fp32", weights] * 2
+        assert [call.args[2] for call in make.call_args_list] == [weights] * 2
         assert first.code == 0
         assert len(first.out) == 40
         assert first.out == again.out
+
+    @pytest.mark.parametrize("weights", ["auto", *get_args(WeightsName)])
+    @pytest.mark.parametrize("can", [True, False], ids=["in C", "not in C"])
+    def test_weights_are_in_the_precision_of_the_training_where_c_multiplies_it(
+        self,
+        cli: Cli,
+        trained: Path,
+        tmp_path: Path,
+        weights: str,
+        can: bool,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        best = load(trained / "best.safetensors")
+        best.meta["training"]["precision"] = "bf16"
+        save(tmp_path / "narrow.safetensors", best)
+        make = mock.Mock(wraps=sampling._stepper)
+        monkeypatch.setattr(sampling, "_stepper", make)
+        monkeypatch.setattr(sampling, "why_none", lambda *_: None if can else "none are found here")
+        monkeypatch.setattr("charrnn.storage.trained.recurs_in_bf16", lambda _: True)
+        for model, by_rule in [(trained, "fp32"), (tmp_path / "narrow.safetensors", "bf16")]:
+            make.reset_mock()
+            words = ("sample", model, "--length", 7, "--json", "--weights", weights)
+            (row,) = cli(*words).rows
+            chosen = (by_rule if can else "fp32") if weights == "auto" else weights
+            assert row["weights"] == make.call_args.args[2] == chosen
 
     @pytest.mark.parametrize("weights", ["fp32", "int8"])
     def test_says_why_fewer_bits_are_no_faster(
@@ -163,7 +191,7 @@ class TestSample:
         text = cli(*arguments, "--echo").out
         said = {
             "sample": 1, "seed": 5, "characters": 25, "stopped": False, "device": "cpu",
-            "text": text,
+            "weights": "fp32", "text": text,
         }  # fmt: skip
         assert rows[0] == said
         assert rows[1]["sample"] == 2

@@ -421,7 +421,7 @@ class TestSample:
         model, words = make_model(), VOCABULARY
         config = SampleConfig(length=20, count=count, weights=weights)
         again = texts(model, words, "abba", config)
-        assert arranged.call_count == (1 if (count, weights) == (1, "fp32") else 2)
+        assert arranged.call_count == count
         for name in ("PROMPT_WINDOW", "SHORT_PROMPT"):
             monkeypatch.setattr(sampling, name, 3)
         assert weights != "fp32" or texts(model, words, "abba", config) == again

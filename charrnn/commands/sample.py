@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Literal
 
 import typer
 
@@ -67,17 +68,18 @@ def sample(
     ] = "error",
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
     weights: Annotated[
-        WeightsName,
+        Literal["auto", WeightsName],
         typer.Option(
-            help="Precision of the weights on a CPU. bf16 and int8 change the text a little; they "
-            "make long texts faster where there is a C compiler and the processor multiplies them."
+            help="Precision of the weights on a CPU; auto: bf16 where the model was trained in it "
+            "and that is faster, else fp32. Fewer bits change the text a little, and are faster "
+            "where there is a C compiler and the processor multiplies them.",
         ),
-    ] = "fp32",
+    ] = "auto",
     device: options.Device = "cpu",
     as_json: options.AsJson = False,
 ) -> None:
     """Write text like the text that the model was trained on."""
-    config = SampleConfig(**options.fields_given(context, SampleConfig, but=()))
+    config = SampleConfig(**options.fields_given(context, SampleConfig, but=("weights",)))
     if as_json and length == 0:
         raise UsageError("--length 0 may never end: leave out --json")
 
@@ -88,9 +90,14 @@ def sample(
             from charrnn.compute.device import choose_device
             from charrnn.compute.products import why_none
             from charrnn.compute.steps import Steps
-            from charrnn.inference.sampling import encode_stop, prepare_prompt, unwarned
+            from charrnn.inference.sampling import (
+                encode_stop,
+                prepare_prompt,
+                unwarned,
+                weights_for,
+            )
             from charrnn.inference.sampling import sample as draw
-            from charrnn.storage.trained import load_model
+            from charrnn.storage.trained import load_model, trained_in
             from charrnn.views.sample_view import (
                 collect,
                 print_as_json,
@@ -99,25 +106,26 @@ def sample(
             )
 
         where = choose_device(device)
-        if config.weights != "fp32" and where.type != "cpu":
-            raise UsageError(
-                f"--weights {config.weights} is for a CPU: leave it out on {where.type}"
-            )
-        model, vocabulary, _ = load_model(checkpoint, where)
+        if weights not in ("auto", "fp32") and where.type != "cpu":
+            raise UsageError(f"--weights {weights} is for a CPU: leave it out on {where.type}")
+        model, vocabulary, trained = load_model(checkpoint, where)
         say_where("sampling", where)
         ids, note = prepare_prompt(read_prompt(prompt, vocabulary), vocabulary, unknown)
         if note:
             say(note)
         ending = encode_stop(vocabulary, config.stop)
-        if config.weights != "fp32" and not find_compiler():
-            say(f"note: without a C compiler --weights {config.weights} is no faster")
-        elif config.weights != "fp32" and (why := why_none(Steps, config.weights)):
-            say(f"note: --weights {config.weights} is no faster here: {why}")
+        if weights == "auto":
+            weights = weights_for(trained_in(trained, where)) if where.type == "cpu" else "fp32"
+        elif weights != "fp32" and not find_compiler():
+            say(f"note: without a C compiler --weights {weights} is no faster")
+        elif weights != "fp32" and (why := why_none(Steps, weights)):
+            say(f"note: --weights {weights} is no faster here: {why}")
+        config = replace(config, weights=weights)
         start = ids.tolist() if echo else []
         pieces = draw(model, vocabulary, ids, config)
         with unwarned():
             if as_json:
-                print_as_json(vocabulary, start, collect(count, pieces), seed, ending, where.type)
+                print_as_json(vocabulary, start, collect(count, pieces), config, ending, where.type)
             elif count > 1:
                 print_samples(vocabulary, start, collect(count, pieces))
             else:

@@ -29,6 +29,7 @@ from charrnn.runs.run import Run
 from charrnn.runs.subject import Subject
 from charrnn.runs.training import train
 from charrnn.storage.metrics import read_log
+from charrnn.storage.trained import trained_in
 from charrnn.text.corpus import Part
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.display import Display, open_display
@@ -265,7 +266,8 @@ def watch_scoring(
                     assess(
                         str(subject.path), subject.model, vocabulary, part, config,
                         baselines=priced.get(basis, ()), facts=facts, run=subject.of_run(),
-                        precision=subject.precision(), watchers=watchers, tell=meter,
+                        precision=trained_in(subject.checkpoint, subject.model.device),
+                        watchers=watchers, tell=meter,
                     )
                 )  # fmt: skip
         except RunFolderError as error:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from charrnn.compute.products import why_none
 from charrnn.compute.steps import Steps, steps
-from charrnn.config import SampleConfig, UnknownName, WeightsName
+from charrnn.config import PrecisionName, SampleConfig, UnknownName, WeightsName
 from charrnn.errors import NonFiniteError, VocabularyError
 from charrnn.inference.stepper import CompiledStepper, NumpyStepper
 from charrnn.network.model import CharModel, Hidden, take_lanes
@@ -90,6 +91,14 @@ def encode_stop(vocabulary: Vocabulary, stop: str | None) -> list[int] | None:
         )
     ids: list[int] = vocabulary.encode(stop).tolist()
     return ids
+
+
+def weights_for(precision: PrecisionName) -> WeightsName:
+    """Return what a CPU samples with from a model trained in this precision.
+
+    Training in bf16 rounded the weights in every product, too, so sampling loses nothing by it.
+    """
+    return "bf16" if precision == "bf16" and why_none(Steps, "bf16") is None else "fp32"
 
 
 def next_probabilities(
@@ -243,16 +252,16 @@ def _refuse_non_finite(largest_B: NDArray[np.floating]) -> None:
 def _read(
     model: CharModel, prompt: Ids, config: SampleConfig, compiled: bool
 ) -> tuple[Stepper, NDArray[np.float32]]:
-    """Read a prompt in float32; return what reads on from there, and logits_V for the next one."""
+    """Read a prompt; return what reads on from there, and logits_V for the next character."""
     hidden = model.initial_hidden(1)
     device = model.device
     most = SHORT_PROMPT if _compiled(model, compiled) is None else PROMPT_WINDOW
     if device.type == "cpu" and len(prompt) <= most:
-        stepper = _stepper(model, hidden, "fp32", compiled)
+        stepper = _stepper(model, hidden, config.weights, compiled)
         for symbol_B in prompt.astype(np.int64)[:, None]:
             logits_BV = stepper.step(symbol_B)
         logits_V = logits_BV[0]
-        if (config.count, config.weights) == (1, "fp32"):
+        if config.count == 1:
             return stepper, logits_V
         hidden = stepper.hidden()
         del stepper

@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from charrnn.compute.device import recurs_in_bf16
-from charrnn.config import BY_PLAN, PartName, PrecisionName, TextSource, TrainConfig
+from charrnn.config import BY_PLAN, PartName, TextSource
 from charrnn.disk import followed
 from charrnn.errors import CheckpointError, CorpusError, UsageError
 from charrnn.inference.assessment import OfRun
@@ -193,13 +192,6 @@ class Subject:
         setting = _setting(of, own.is_state and kept_at is None, kept_at)
         is_unfinished = not run.is_finished and (own.is_state or newest is not own)
         return OfRun(run.config.seed, setting, step, is_unfinished)
-
-    def precision(self) -> PrecisionName:
-        """Return the precision it was trained in, where the device multiplies that, else fp32."""
-        with suppress(CheckpointError):  # it does not say how it was trained
-            config = self.checkpoint.record("training", TrainConfig)
-            return config.precision if recurs_in_bf16(self.model.device) else "fp32"
-        return "fp32"
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from charrnn.compute.device import recurs_in_bf16
 from charrnn.compute.machine import worker
-from charrnn.config import ModelConfig
+from charrnn.config import ModelConfig, PrecisionName, TrainConfig
 from charrnn.errors import CheckpointError
 from charrnn.layout import BEST, LAST
 from charrnn.network.model import CharModel, outline
@@ -75,6 +76,14 @@ def trained_by(run: Path) -> str | None:
             return f"{last.require('processor', str)}, mps"
         return worker(last.require("processor", str), last.require("threads", int))
     return None
+
+
+def trained_in(checkpoint: Checkpoint, device: torch.device) -> PrecisionName:
+    """Return the precision of a model's training, where the device multiplies that, else fp32."""
+    with suppress(CheckpointError):  # it does not say how it was trained
+        config = checkpoint.record("training", TrainConfig)
+        return config.precision if recurs_in_bf16(device) else "fp32"
+    return "fp32"
 
 
 def trained_model(checkpoint: Checkpoint) -> tuple[CharModel, Vocabulary]:

@@ -24,7 +24,7 @@ from charrnn.analysis.stretch import LEAST_CHARACTERS, Stretch, read_stretch
 from charrnn.config import InspectConfig, SampleConfig, TrainConfig
 from charrnn.errors import NonFiniteError
 from charrnn.inference.evaluation import prices
-from charrnn.inference.sampling import sample, unwarned
+from charrnn.inference.sampling import sample, unwarned, weights_for
 from charrnn.network.model import CharModel
 from charrnn.runs.comparing import training_anew
 from charrnn.runs.comparison import Comparison, RunResult
@@ -34,7 +34,7 @@ from charrnn.runs.subject import Subject
 from charrnn.storage.checkpoint import Checkpoint
 from charrnn.storage.metrics import read_log
 from charrnn.storage.reading import recorded_part
-from charrnn.storage.trained import chosen_in, load_model
+from charrnn.storage.trained import chosen_in, load_model, trained_in
 from charrnn.text.corpus import Part
 from charrnn.text.scanning import scan
 from charrnn.text.vocabulary import Vocabulary
@@ -111,9 +111,10 @@ def portray(
     drawing = model
     if model.device.type != "cpu":
         drawing = copy.deepcopy(model).cpu()
+    config = replace(SAMPLE, weights=weights_for(trained_in(checkpoint, drawing.device)))
     try:
         with unwarned():
-            pieces = [*sample(drawing, vocabulary, None, SAMPLE)]
+            pieces = [*sample(drawing, vocabulary, None, config)]
     except NonFiniteError as error:
         raise NonFiniteError(f"{name}: {error}") from error
     return Portrait(

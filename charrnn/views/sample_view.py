@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 
+from charrnn.config import SampleConfig
 from charrnn.inference.sampling import Piece
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import printable
@@ -66,11 +67,11 @@ def print_as_json(
     vocabulary: Vocabulary,
     start: Sequence[int],
     samples: Sequence[Sequence[int]],
-    seed: int,
+    config: SampleConfig,
     stop: Sequence[int] | None,
     device: str,
 ) -> None:
-    """Print samples as lines of JSON, with the seed and device of each.
+    """Print samples as lines of JSON, with the seed, weights and device of each.
 
     Bytes that are not utf-8 become surrogates, so that none is lost.
 
@@ -78,7 +79,7 @@ def print_as_json(
         vocabulary: the model's.
         start: symbols to print before each sample.
         samples: the symbols of each.
-        seed: the seed they were drawn with.
+        config: how they were drawn.
         stop: the symbols that end a sample before its full length, if any do.
         device: where they were drawn: "cpu", "cuda" or "mps".
     """
@@ -94,10 +95,11 @@ def print_as_json(
         )
         row = {
             "sample": number,
-            "seed": seed,
+            "seed": config.seed,
             "characters": len(symbols),
             "stopped": stop is not None and [*symbols[-len(stop) :]] == [*stop],
             "device": device,
+            "weights": config.weights,
             "text": text,
         }
         print(to_json(row))
