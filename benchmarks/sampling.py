@@ -253,19 +253,20 @@ def show(
 ) -> None:
     table = Table(title=f"characters sampled per second, CPU\n{machine()}")
     for name in (
-        "cell", "size", "MB", "loop", "one", "/ loop", "GB/s", "bf16", "int8", "/ fp32",
-        "64", "/ one", "64, bf16", "64, int8",
+        "cell", "size", "MB", "loop", "one", "/ loop", "GB/s", "bf16", "/ loop", "int8", "/ fp32",
+        "64", "/ one", "64, bf16", "/ one", "64, int8",
     ):  # fmt: skip
         table.add_column(name, justify="left" if name == "cell" else "right")
     for row in rows:
         table.add_row(
             row.cell, f"{row.layers}x{row.hidden}", f"{row.megabytes:.1f}", f"{row.loop:,.0f}",
             f"{row.one:,.0f}", f"{row.one / row.loop:.1f}", f"{row.one * row.megabytes / 1e3:.0f}",
-            f"{row.bf16:,.0f}", f"{row.int8:,.0f}", f"{row.int8 / row.one:.1f}",
+            f"{row.bf16:,.0f}", f"{row.bf16 / row.loop:.1f}",
+            f"{row.int8:,.0f}", f"{row.int8 / row.one:.1f}",
             f"{row.many:,.0f}", f"{row.many / row.one:.1f}",
-            f"{row.many_bf16:,.0f}", f"{row.many_int8:,.0f}",
+            f"{row.many_bf16:,.0f}", f"{row.many_bf16 / row.bf16:.1f}", f"{row.many_int8:,.0f}",
         )  # fmt: skip
-    console = Console(width=140, highlight=False)
+    console = Console(width=156, highlight=False)
     console.print(table)
     console.print(steps_table(step_rows))
     torch_alone, first = seconds
