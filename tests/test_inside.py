@@ -244,7 +244,7 @@ class TestChartsOfTheInside:
         begin = {
             "Gradient flow": "With trained weights ",
             "Pace": "From one character to the next h 2 (correlation +0.500) changes least",
-            "Gates": "Open most often is update 2, at 62.5 %",
+            "Gates": "Most often open: update 2, at 62.5 %",
             "Units": "The closest match: unit 1.3 and digit",
             "A cut gradient": "Cut by norm a gradient turned by 1.2°",
             "Truncation": "With trained weights the gradient is turned",

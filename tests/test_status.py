@@ -132,6 +132,7 @@ def test_json_has_the_promised_names(cli: Cli, trained: Path, prose: Path) -> No
     progress = meta["progress"]
     assert found == {
         "checkpoint": str(trained / LAST),
+        "sha256": checkpoint.digest,
         "parameters": sum(
             tensor.numel() for name, tensor in checkpoint.tensors.items() if "model." in name
         ),

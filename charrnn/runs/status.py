@@ -41,6 +41,8 @@ class RunStatus:
     """None in older checkpoints."""
     versions: dict[str, str]
     """Of ``charrnn`` and ``torch``."""
+    digest: str | None
+    """The SHA-256 that the checkpoint has of itself, in hexadecimal."""
     is_state: bool
     """Whether the checkpoint has all that a run can go on from, and not just weights."""
     go_on: str | None
@@ -59,6 +61,7 @@ class RunStatus:
         run, text, progress = self.run, self.run.text, self.run.progress
         return {
             "checkpoint": str(self.file),
+            "sha256": self.digest,
             "parameters": run.parameters,
             "model": run.shape.to_dict(),
             "training": run.config.to_dict(),
@@ -121,6 +124,7 @@ def read_status(path: Path) -> RunStatus:
         threads=checkpoint.require("threads", int),
         processor=checkpoint.require("processor", str) if "processor" in checkpoint.meta else None,
         versions=checkpoint.versions,
+        digest=checkpoint.digest,
         is_state=checkpoint.is_state,
         go_on=go_on,
         newer=newer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -322,25 +322,15 @@ def gate_lines(gates: Sequence[GateUse]) -> list[list[str]]:
 
 def gates_found(gates: Sequence[GateUse]) -> str:
     """Say which gate is open most often, and which is closed most often."""
-    opened = {f"{use.gate} {use.layer}": float(np.mean(use.open_share)) for use in gates}
-    closed = {f"{use.gate} {use.layer}": float(np.mean(use.closed_share)) for use in gates}
-    first, last = (max(shares, key=lambda name: shares[name]) for shares in (opened, closed))
-    if not opened[first] and not closed[last]:
-        return "No gate is ever open or closed."
-    if not closed[last]:
-        return (
-            f"Open most often is {first}, at {100 * opened[first]:.1f} % of characters; no gate is "
-            "ever closed."
-        )
-    if not opened[first]:
-        return (
-            f"No gate is ever open; closed most often is {last}, at {100 * closed[last]:.1f} % of "
-            "characters."
-        )
-    return (
-        f"Open most often is {first}, at {100 * opened[first]:.1f} % of characters, closed most "
-        f"often {last}, at {100 * closed[last]:.1f} %."
-    )
+
+    def most(mean: Callable[[GateUse], float]) -> str:
+        use = max(gates, key=mean)
+        share = mean(use)
+        return f"{use.gate} {use.layer}, at {100 * share:.1f} % of characters" if share else "none"
+
+    opened = most(lambda use: float(np.mean(use.open_share)))
+    closed = most(lambda use: float(np.mean(use.closed_share)))
+    return f"Most often open: {opened}. Most often closed: {closed}."
 
 
 def gates_say(gates: Sequence[GateUse]) -> str:
