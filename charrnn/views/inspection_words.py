@@ -448,7 +448,7 @@ def truncation_found(truncations: Sequence[Truncation]) -> str:
     """
     of = max(truncations, key=lambda one: one.weights == "trained")
     windows = sorted(
-        (one for one in of.windows if one.loss_last is None and math.isfinite(one.angle)),
+        (one for one in of.windows if math.isfinite(one.angle)),
         key=lambda one: one.bptt,
     )
     turned = [f"windows of {one.bptt:,} by {one.angle:.0f}°" for one in windows]
