@@ -771,6 +771,15 @@ class TestCommand:
     #: The end of the line that names the default measurements.
     ALL = ": step flow memory pace gates units clipping\n"
 
+    def test_says_that_a_character_is_a_byte(
+        self, cli: Cli, of_bytes: Path, trained: Path, prose: Path
+    ) -> None:
+        said = "the text is read as bytes: a character is a byte\n"
+        words = ("--text", prose, "--characters", 100, "--only", "gates")
+        assert [said in cli("inspect", run, *words).err for run in (of_bytes, trained)] == [
+            True, False,
+        ]  # fmt: skip
+
     def test_json(self, cli: Cli, trained: Path, prose: Path) -> None:
         result = cli(
             "inspect", trained, "--text", prose, "--characters", 500, "--unit", "1.5c",

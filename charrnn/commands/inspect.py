@@ -155,6 +155,8 @@ def inspect(
         refuse_overwriting("--report", report, subject.sources(), read)
         origin = {"device": where.type} | subject.origin(source) if as_json else {}
         say_where("inspecting", where)
+        if subject.vocabulary.is_bytes:
+            say("the text is read as bytes: a character is a byte")
         seen, stretch, inspection = watch_inspection(
             subject, config, unit=watched, is_named=part is None
         )
