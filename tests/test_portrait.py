@@ -21,7 +21,7 @@ from charrnn.analysis.stretch import read_stretch
 from charrnn.config import InspectConfig, SampleConfig, TextSource, TrainConfig
 from charrnn.errors import CheckpointError, NonFiniteError
 from charrnn.inference.evaluation import Prices, prices
-from charrnn.inference.sampling import Piece
+from charrnn.inference.sampling import Drawn
 from charrnn.network.model import CharModel
 from charrnn.runs.comparing import compare
 from charrnn.runs.comparison import Comparison, RunResult
@@ -156,7 +156,7 @@ def test_a_sample_is_drawn_on_the_cpu_as_by_its_command(
     part, drawn_with = scan([str(prose)], "utf-8").part(0, 9), []
     checkpoint.meta["training"]["precision"] = "bf16"
 
-    def drawn(model: CharModel, _1: object, _2: object, config: SampleConfig) -> list[Piece]:
+    def drawn(model: CharModel, _1: object, _2: object, config: SampleConfig) -> list[Drawn]:
         drawn_with.append((model.device.type, config))
         return []
 

@@ -27,7 +27,7 @@ from charrnn.compute.steps import steps
 from charrnn.config import WeightsName
 from charrnn.errors import NonFiniteError, UsageError
 from charrnn.inference import sampling
-from charrnn.inference.sampling import Piece
+from charrnn.inference.sampling import Drawn
 from charrnn.storage.checkpoint import load, save
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.views.sample_view import print_as_made, print_samples
@@ -239,8 +239,8 @@ class TestSample:
         screen = io.StringIO()
         monkeypatch.setattr(screen, "isatty", lambda: True)
         monkeypatch.setattr(sys, "stdout", screen)
-        pieces = [(0, symbol) for symbol in vocabulary.encode(drawn).tolist()]
-        print_as_made(vocabulary, [], pieces)
+        steps = [([0], [symbol]) for symbol in vocabulary.encode(drawn).tolist()]
+        print_as_made(vocabulary, [], steps)
         assert screen.getvalue() == seen
 
     @pytest.mark.parametrize("failure", [NonFiniteError, MemoryError])
@@ -257,12 +257,12 @@ class TestSample:
         monkeypatch.setattr(screen, "isatty", lambda: True)
         monkeypatch.setattr(sys, "stdout", screen)
 
-        def pieces() -> Iterator[Piece]:
-            yield from ((0, symbol) for symbol in vocabulary.encode(drawn).tolist())
+        def steps() -> Iterator[Drawn]:
+            yield from (([0], [symbol]) for symbol in vocabulary.encode(drawn).tolist())
             raise failure
 
         with pytest.raises(failure):
-            print_as_made(vocabulary, [], pieces())
+            print_as_made(vocabulary, [], steps())
         assert screen.getvalue() == seen
 
     def test_what_could_not_be_printed_is_not_printed_again(
@@ -280,7 +280,7 @@ class TestSample:
         monkeypatch.setattr(screen, "write", write)
         monkeypatch.setattr(sys, "stdout", screen)
         with pytest.raises(OSError, match="no space"):
-            print_as_made(vocabulary, [], [(0, 1), (0, 2)])
+            print_as_made(vocabulary, [], [([0], [1]), ([0], [2])])
         assert tried == ["a"]
 
     def test_a_character_that_a_sample_ends_within_is_shown(

@@ -21,6 +21,7 @@ from charrnn.errors import NonFiniteError, VocabularyError
 from charrnn.inference import sampling
 from charrnn.inference.sampling import (
     _draw,
+    collect,
     next_probabilities,
     prepare_prompt,
     sample,
@@ -52,11 +53,8 @@ def texts(
     model: CharModel, words: Vocabulary, prompt: str, config: SampleConfig, most: int = 999
 ) -> list[str]:
     """Return what each sample says."""
-    made: list[list[int]] = [[] for _ in range(config.count)]
-    pieces = sample(model, words, words.encode(prompt), config)
-    for number, symbol in islice(pieces, most * config.count):
-        made[number].append(symbol)
-    return [words.decode(symbols) for symbols in made]
+    steps = islice(sample(model, words, words.encode(prompt), config), most)
+    return [words.decode(symbols) for symbols in collect(config.count, steps)]
 
 
 def move_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,15 +160,20 @@ def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
     make = sampling._stepper
 
+    def note(owner: object, name: str) -> None:
+        step = getattr(owner, name)
+
+        def noted_step(symbols_B: NDArray[np.integer], *of: Any) -> Any:
+            made.append(len(symbols_B))
+            return step(symbols_B, *of)
+
+        monkeypatch.setattr(owner, name, noted_step)
+
     def noted(*of: Any) -> Any:
         stepper = make(*of)
-        step = stepper.step
-
-        def noted_step(symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:
-            made.append(len(symbols_B))
-            return step(symbols_B)
-
-        monkeypatch.setattr(stepper, "step", noted_step)
+        note(stepper, "step")
+        if stepper.in_c is not None:
+            note(stepper.in_c, "next")
         return stepper
 
     monkeypatch.setattr(sampling, "_stepper", noted)
@@ -294,15 +297,10 @@ class TestSample:
 
     @pytest.mark.parametrize("length", [1, 2, 31])
     def test_length_counts_new_characters(self, length: int) -> None:
-        pieces = list(
-            sample(
-                make_model(),
-                VOCABULARY,
-                np.array([1, 2, 3]),
-                SampleConfig(length=length, count=2),
-            )
-        )
-        assert [number for number, _ in pieces] == [0, 1] * length
+        config = SampleConfig(length=length, count=2)
+        steps = [*sample(make_model(), VOCABULARY, np.array([1, 2, 3]), config)]
+        assert [numbers for numbers, _ in steps] == [[0, 1]] * length
+        assert [len(symbols) for _, symbols in steps] == [2] * length
 
     def test_length_0_never_ends(self) -> None:
         config = SampleConfig(length=0)
@@ -346,14 +344,14 @@ class TestSample:
     def test_so_are_those_that_are_too_large_later(self, temperature: float) -> None:
         """The predictions after the prompt are finite, those after a later character are not."""
         model, config = make_model(), SampleConfig(length=50, temperature=temperature)
-        free = [symbol for _, symbol in sample(model, VOCABULARY, np.array([1]), config)]
+        (free,) = collect(1, sample(model, VOCABULARY, np.array([1]), config))
         late = max(set(free[:-1]) - {1}, key=free.index)
         with torch.no_grad():
             model.embedding.weight[late] = torch.nan
         drawn: list[int] = []
-        pieces = sample(model, VOCABULARY, np.array([1]), config)
+        steps = sample(model, VOCABULARY, np.array([1]), config)
         with pytest.raises(NonFiniteError, match="predictions are not finite"):
-            drawn.extend(symbol for _, symbol in pieces)
+            drawn.extend(symbol for _, (symbol,) in steps)
         assert drawn == free[: free.index(late) + 1]
 
     def test_what_would_follow_a_sample_that_is_complete_does_not_matter(self) -> None:
@@ -498,7 +496,7 @@ class TestSample:
             gc.collect()
             assert not any(one() is not None for one in made), "both would need room at once"
             stepper = make(*of)
-            made.append(weakref.ref(stepper))
+            made.append(weakref.ref(stepper.in_c or stepper))
             return stepper
 
         monkeypatch.setattr(sampling, "_stepper", watched)
@@ -521,15 +519,15 @@ class TestSample:
 
     def test_bytes(self) -> None:
         model = make_model(size=256)
-        pieces = sample(model, Vocabulary.of_bytes(), np.array([0, 255]), SampleConfig(length=300))
-        assert {symbol for _, symbol in pieces} >= {UNKNOWN}, "0 is a byte like any other"
+        steps = sample(model, Vocabulary.of_bytes(), np.array([0, 255]), SampleConfig(length=300))
+        assert UNKNOWN in collect(1, steps)[0], "0 is a byte like any other"
 
 
 class TestPrompt:
     def test_a_prompt_of_which_nothing_is_left_is_no_prompt(self) -> None:
         ids, _ = prepare_prompt("☃", VOCABULARY, "skip")
         model, words, config = make_model(), VOCABULARY, SampleConfig(length=9)
-        made = [symbol for _, symbol in sample(model, words, ids, config)]
+        (made,) = collect(1, sample(model, words, ids, config))
         assert words.decode(made) == texts(model, words, "", config)[0]
 
     @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Steps of one character against the model's own forward."""
 
 import copy
+import ctypes
 import math
 import re
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
 from typing import get_args
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from charrnn.compute import library
 from charrnn.compute.products import ways_to_share
-from charrnn.compute.steps import Layer, Steps
+from charrnn.compute.steps import Layer, Steps, _Task
 from charrnn.config import CellName, ModelConfig, SampleConfig, WeightsName
 from charrnn.inference.sampling import _draw, next_probabilities, unwarned
 from charrnn.inference.stepper import CompiledStepper, NumpyStepper
@@ -77,14 +79,51 @@ def make_stepper(
     return CompiledStepper(steps_for(engine), model, hidden, weights)
 
 
+def drawing(engine: str, lanes: int, symbols: int) -> Callable[..., NDArray[np.int64]]:
+    """Return C's draw for so many texts, by logits, points and a temperature."""
+    model = make_model("rnn", 1, hidden=1, symbols=symbols)
+    in_c = CompiledStepper(steps_for(engine), model, model.initial_hidden(lanes), "fp32").in_c
+
+    def draw(
+        logits_BV: NDArray[np.float32], points_B: NDArray[np.float64], temperature: float
+    ) -> NDArray[np.int64]:
+        in_c.set_draw(temperature, -1)
+        return in_c.draw(logits_BV, points_B).copy()
+
+    return draw
+
+
+def declared(struct: str) -> list[tuple[str, str]]:
+    """Return the type, "*" for a pointer, and the name of each field of a struct in C."""
+    source = files("charrnn.compute").joinpath("step.c").read_text(encoding="utf-8")
+    (members,) = re.findall(rf"^typedef struct \{{\n([^}}]*)^\}} {struct};$", source, re.M)
+    lines = re.sub(r"/\*.*?\*/", "", members, flags=re.S).split(";")[:-1]
+    fields = [re.fullmatch(r"\s*(?:const )?(\w+) (.*)", line, re.S) for line in lines]
+    return [
+        ("*" if name.startswith("*") else field[1], name.strip("*"))
+        for field in fields
+        if field
+        for name in field[2].split(", ")
+    ]
+
+
 def test_c_reads_a_layer_s_fields_in_the_order_in_which_python_writes_them() -> None:
     """Another order would be read as it is: a bias as a state, and written to."""
-    source = files("charrnn.compute").joinpath("step.c").read_text(encoding="utf-8")
-    (members,) = re.findall(r"^typedef struct \{\n(.*?)^\} layer;$", source, re.M | re.S)
-    members = re.sub(r"/\*.*?\*/", "", members, flags=re.S)
-    declared = re.findall(r"(\*?)(\w+)[,;]", members)
     ours = [re.sub(r"_[A-Z]+$", "", name) for name in Layer._fields]
-    assert declared == [("*", name) for name in ours], "each is a pointer"
+    assert declared("layer") == [("*", name) for name in ours], "each is a pointer"
+
+
+def test_c_reads_a_task_s_fields_as_python_writes_them() -> None:
+    types = {
+        ctypes.c_void_p: "*",
+        ctypes.c_long: "long",
+        ctypes.c_double: "double",
+        ctypes.c_int64: "int64_t",
+    }
+    # Where c_long is c_int64, as on Linux, either name would do.
+    ours = [(types[kind].replace("int64_t", "long"), name) for name, kind in _Task._fields_]
+    theirs = [(kind.replace("int64_t", "long"), name) for kind, name in declared("task")]
+    assert theirs == ours
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -130,7 +169,7 @@ def test_c_draws_as_numpy_does(lanes: int, symbols: int, temperature: float, eng
     logits_BV[:, [0, -1]] = -np.inf
     points_B = chance.random(lanes)
     points_B[1::9], points_B[2::9] = 0, np.nextafter(1, 0)
-    draw = steps_for(engine).drawing(lanes, symbols)
+    draw = drawing(engine, lanes, symbols)
     drawn_B = draw(logits_BV, points_B, temperature)
     assert drawn_B.dtype == np.int64
 
@@ -148,12 +187,48 @@ def test_c_draws_as_numpy_does(lanes: int, symbols: int, temperature: float, eng
 
 
 @pytest.mark.parametrize("engine", COMPILED)
+def test_the_next_symbol_is_what_a_step_and_a_draw_give(
+    cell: CellName, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However threads share out the step; and one symbol is never drawn."""
+    monkeypatch.setattr("charrnn.compute.products._LEAST_BYTES", 1)
+    monkeypatch.setattr("charrnn.compute.trials._TRIAL", 1e-9)
+    symbols, never, chance = 133, 129, np.random.default_rng(7)
+    model = make_model(cell, 2, hidden=37, symbols=symbols)
+    with torch.no_grad():
+        model.head.bias[never] = 100  # nothing else would be drawn
+    for lanes in (1, 3, 23):
+        text_B, (_, hidden, _) = chance.integers(1, 11, lanes), forward(model, lanes)
+        for threads in (1, 2, 3):
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            both, twin = (make_stepper(engine, model, hidden) for _ in range(2))
+            assert both.in_c is not None
+            assert twin.in_c is not None
+            both.in_c.set_draw(0.8, never)
+            twin.in_c.set_draw(0.8, -1)
+            read_B = text_B
+            for _ in range(9):
+                points_B = chance.random(lanes)
+                drawn_B = both.in_c.next(read_B, points_B).copy()
+                logits_BV = twin.step(read_B)
+                np.testing.assert_array_equal(
+                    np.delete(both.in_c.logits_BV, never, 1), np.delete(logits_BV, never, 1)
+                )
+                logits_BV[:, never] = -np.inf
+                assert drawn_B.tolist() == twin.in_c.draw(logits_BV, points_B).tolist()
+                assert len({*drawn_B.tolist()}) > lanes / 9
+                assert never not in drawn_B
+                read_B = drawn_B
+            assert_equal(both.hidden(), twin.hidden())
+
+
+@pytest.mark.parametrize("engine", COMPILED)
 def test_c_draws_rare_symbols_as_often_as_they_are(engine: str) -> None:
     """e^x is computed as that, not as 1 + (e^x - 1)."""
     logits_BV = np.zeros((40, 3), np.float32)
     logits_BV[:, 0] = np.linspace(-86, -20, 40)
     p_B = np.exp(logits_BV[:, 0].astype(np.float64)) / 2
-    draw = steps_for(engine).drawing(40, 3)
+    draw = drawing(engine, 40, 3)
     assert (draw(logits_BV, p_B * 0.999, 1.0) == 0).all()
     assert (draw(logits_BV, p_B * 1.001, 1.0) == 1).all()
 
@@ -165,7 +240,7 @@ def test_c_draws_symbol_0_where_no_prediction_is_finite(engine: str) -> None:
     logits_BV[1, 2] = np.nan
     logits_BV[2, 1] = np.inf
     logits_BV[3] = -np.inf
-    drawn_B = steps_for(engine).drawing(5, 3)(logits_BV, np.full(5, 0.9), 0.5)
+    drawn_B = drawing(engine, 5, 3)(logits_BV, np.full(5, 0.9), 0.5)
     assert drawn_B.tolist() == [0, 0, 0, 0, 2]
 
 

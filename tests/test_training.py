@@ -34,7 +34,7 @@ from charrnn.errors import (
 )
 from charrnn.inference.baselines import compressed_nats, uniform_nats, unigram_nats
 from charrnn.inference.evaluation import Scores, prices, score
-from charrnn.inference.sampling import Piece, sample
+from charrnn.inference.sampling import Drawn, collect, sample
 from charrnn.network.capture import Capture, UpdateResult
 from charrnn.network.model import CharModel
 from charrnn.network.optimiser import SGD, AdamW, MuonAdamW
@@ -1296,7 +1296,7 @@ def test_a_sample_that_cannot_be_drawn_ends_no_training(
     """The losses are finite; only the sample's predictions are not."""
     run = start_run(steps=9, validate_every=3)
 
-    def drawn(model: CharModel, *of: Any, compiled: bool) -> Iterator[Piece]:
+    def drawn(model: CharModel, *of: Any, compiled: bool) -> Iterator[Drawn]:
         if run.progress.step == 6:
             model = CharModel(model.config)
             for weight in model.state_dict().values():
@@ -1402,8 +1402,8 @@ def test_the_sample_shown_is_that_of_the_seed(start_run: StartRun) -> None:
     run = start_run(steps=2, seed=7)
     *_, shown = only(list(train(run)), Sampled)
     config = SampleConfig(length=training.SHOWN_LENGTH, temperature=0.8, seed=7)
-    pieces = sample(run.model, run.vocabulary, None, config, compiled=False)
-    assert shown.text == run.vocabulary.decode([symbol for _, symbol in pieces])
+    steps = sample(run.model, run.vocabulary, None, config, compiled=False)
+    assert shown.text == run.vocabulary.decode(collect(1, steps)[0])
 
 
 def test_a_run_whose_patience_is_over_when_it_goes_on_is_done(start_run: StartRun) -> None:
@@ -1526,9 +1526,8 @@ def test_three_hundred_steps_of_real_training_learn_words(tmp_path: Path) -> Non
     assert run.progress.best_nats is not None
     assert run.progress.best_nats < 0.8 * run.baselines["unigram"]
     known = {*words(b"".join(run.train.encoded()).decode())}
-    pieces = [*sample(run.model, run.vocabulary, np.array([1]), SampleConfig(length=3000, count=8))]
-    pieces.sort(key=lambda piece: piece[0])  # one sample after another
-    text = run.vocabulary.decode([symbol for _, symbol in pieces])
+    steps = sample(run.model, run.vocabulary, np.array([1]), SampleConfig(length=3000, count=8))
+    text = "".join(run.vocabulary.decode(symbols) for symbols in collect(8, steps))
     shuffled = "".join(np.random.default_rng(1).permutation(list(text)))
     found, by_chance = (sum(word in known for word in words(drawn)) for drawn in (text, shuffled))
     assert found > 0.2 * len(words(text)), text

@@ -91,6 +91,7 @@ def sample(
             from charrnn.compute.products import why_none
             from charrnn.compute.steps import Steps
             from charrnn.inference.sampling import (
+                collect,
                 encode_stop,
                 prepare_prompt,
                 unwarned,
@@ -99,7 +100,6 @@ def sample(
             from charrnn.inference.sampling import sample as draw
             from charrnn.storage.trained import load_model, trained_in
             from charrnn.views.sample_view import (
-                collect,
                 print_as_json,
                 print_as_made,
                 print_samples,
@@ -122,11 +122,11 @@ def sample(
             say(f"note: --weights {weights} is no faster here: {why}")
         config = replace(config, weights=weights)
         start = ids.tolist() if echo else []
-        pieces = draw(model, vocabulary, ids, config)
+        steps = draw(model, vocabulary, ids, config)
         with unwarned():
             if as_json:
-                print_as_json(vocabulary, start, collect(count, pieces), config, ending, where.type)
+                print_as_json(vocabulary, start, collect(count, steps), config, ending, where.type)
             elif count > 1:
-                print_samples(vocabulary, start, collect(count, pieces))
+                print_samples(vocabulary, start, collect(count, steps))
             else:
-                print_as_made(vocabulary, start, pieces)
+                print_as_made(vocabulary, start, steps)

@@ -19,15 +19,31 @@ typedef struct {
     float *h, *c;             /* [B, H], the states, which are overwritten; c: an LSTM's, or null */
 } layer;
 
+/* What a step works on, in the order of _Task in charrnn/compute/steps.py. */
+typedef struct {
+    long cell, type;          /* the panels' type: FLOATS, NARROWS or BYTES */
+    long lanes, hidden, depth, vocabulary;
+    const layer *layers;      /* [depth] */
+    const float *table;       /* [V, gates * H]: W x + b of the lowest layer, for every symbol */
+    const void *head;         /* panels of the head's weights, transposed */
+    const float *head_bias;   /* [V] */
+    int64_t *symbols;         /* [B]: the characters to read; a draw overwrites them */
+    float *logits;            /* [B, V], written */
+    float *room;              /* [step_room]: scratch space */
+    const double *points;     /* [B], from 0 to 1 exclusively: what to draw */
+    double temperature;       /* above 0 */
+    int64_t never;            /* the symbol that is not drawn, or -1 */
+    int64_t made;             /* how many steps of few lanes have been made */
+} task;
+
 /* Floats of scratch space that a step needs: the sums, and the states in fewer bits, of which each
  * thread has its own copy if the threads share the units. */
-long step_room(long threads, long apart, long cell, long type, long lanes, long hidden,
-               long depth, long vocabulary)
+long step_room(long threads, long apart, const task *at)
 {
-    const matrix m = as_matrix(0, hidden, 1, gates_of(cell) * hidden, type);
-    const matrix head = as_matrix(0, hidden, 1, vocabulary, type);
-    const long copies = type == FLOATS ? 0 : apart ? 1 : threads;
-    return lanes * ((depth + 1) * width_of(m) + width_of(head) + copies * m.inner);
+    const matrix m = as_matrix(0, at->hidden, 1, gates_of(at->cell) * at->hidden, at->type);
+    const matrix head = as_matrix(0, at->hidden, 1, at->vocabulary, at->type);
+    const long copies = at->type == FLOATS ? 0 : apart ? 1 : threads;
+    return at->lanes * ((at->depth + 1) * width_of(m) + width_of(head) + copies * m.inner);
 }
 
 /* Multiply a thread's lanes of x[B, given] with its panels of a matrix: sums[B, width_of(m)]. */
@@ -39,30 +55,90 @@ static void multiply_part(matrix m, const void *panels, part which, part lanes, 
              sums + lanes.from * width_of(m), narrow);
 }
 
-/* Read one more character of every lane.
- *
- *   threads  how many threads share out the lanes, or the units if `apart` is not set: then they
- *            wait for each other, twice per layer
- *   type     of the panels: FLOATS, NARROWS or BYTES
- *   depth    how many layers there are
- *   made     how many steps of few lanes have been made; this one is added
- *   table    [V, gates * H]: W x + b of the lowest layer, for every symbol
- *   symbols  [B], the characters to read
- *   head     panels of the head's weights, transposed
- *   logits   [B, V], written
- *   room     [step_room]: scratch space
- */
-void step(long threads, long apart, long cell, long type, long lanes, long hidden, long depth,
-          int64_t *made, const layer *layers, const float *table, const int64_t *symbols,
-          long vocabulary, const void *head, const float *head_bias, float *logits, float *room)
+/* ---- Drawing ---- */
+
+/* Powers that are added up without looking at each. */
+#define BLOCK 64
+
+static double sum_of(long count, const float *powers)
 {
-    const long gates = gates_of(cell) * hidden;
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (long j = 0; j < count; j++)
+        sum += powers[j];
+    return sum;
+}
+
+/* Draw a symbol: the first at which the probabilities so far add up to more than a point. They are
+ * e^(logit / temperature), within four millionths of each, or 0 below e^-87 times the largest.
+ * It is symbol 0 if a logit is no number, or none is above -inf. */
+static int64_t drawn(long vocabulary, const float *logits, double temperature, double point,
+                     float *powers)
+{
+    float most = logits[0];
+#pragma omp simd reduction(max : most)
+    for (long j = 1; j < vocabulary; j++)
+        most = logits[j] > most ? logits[j] : most;
+    /* 0 times infinity would be no number. */
+    const double scale = temperature < 1e-300 ? 1e300 : 1 / temperature;
+    for (long j = 0; j < vocabulary; j++) {
+        const float power = (float)(((double)logits[j] - most) * scale);
+        powers[j] = power < -87.0f ? 0.0f : exponential(power, 0.0f);
+    }
+    double all = 0;
+    for (long from = 0; from < vocabulary; from += BLOCK)
+        all += sum_of(least(BLOCK, vocabulary - from), powers + from);
+    const double until = point * all;
+    long at = 0;
+    double sum = 0;
+    for (double next; at + BLOCK < vocabulary; at += BLOCK, sum = next) {
+        next = sum + sum_of(BLOCK, powers + at);
+        if (!(next <= until))
+            break;
+    }
+    const long last = least(at + BLOCK, vocabulary) - 1;
+    for (; at < last; at++) {
+        sum += powers[at];
+        if (!(sum <= until))
+            break;
+    }
+    /* Added up one by one, a block can be rounded to less: then it is its last one above 0. */
+    while (at > 0 && powers[at] == 0)
+        at--;
+    return at;
+}
+
+/* Draw the next symbol of the lanes `from` to `to` by their logits; powers: [B, stride]. */
+static void draw_lanes(const task *at, long from, long to, float *powers, long stride)
+{
+    for (long row = from; row < to; row++) {
+        float *logits = at->logits + row * at->vocabulary;
+        if (at->never >= 0)
+            logits[at->never] = -__builtin_inff();
+        at->symbols[row] = drawn(at->vocabulary, logits, at->temperature, at->points[row],
+                                 powers + row * stride);
+    }
+}
+
+/* Draw every lane's next symbol by logits that are there already. */
+void draw(const task *at) { draw_lanes(at, 0, at->lanes, at->room, at->vocabulary); }
+
+/* ---- Steps ---- */
+
+/* Read one more character of every lane and, if `draws` is set, draw the next one.
+ *
+ * The threads share out the lanes or, if `apart` is not set, the units: then they wait for each
+ * other, twice per layer. */
+void step(long threads, long apart, long draws, task *all)
+{
+    const task at = *all;
+    const long lanes = at.lanes, hidden = at.hidden, gates = gates_of(at.cell) * hidden;
     /* The products of many lanes do not wait for the matrices. */
-    const long number = lanes > MOST_ROWS ? 0 : (*made)++;
-    const matrix top = as_matrix(0, hidden, 1, vocabulary, type);
-    const matrix m = in_turn(as_matrix(0, hidden, 1, gates, type), number);
+    const long number = lanes > MOST_ROWS ? 0 : all->made++;
+    const matrix top = as_matrix(0, hidden, 1, at.vocabulary, at.type);
+    const matrix m = in_turn(as_matrix(0, hidden, 1, gates, at.type), number);
     const long columns = width_of(m), top_columns = width_of(top);
-    float *sums = room, *inputs = sums + depth * lanes * columns;
+    float *sums = at.room, *inputs = sums + at.depth * lanes * columns;
     float *above = inputs + lanes * columns, *rest = above + lanes * top_columns;
 
     /* Not IN_PARALLEL: between two steps torch has no products, so the team may be smaller. */
@@ -75,70 +151,47 @@ void step(long threads, long apart, long cell, long type, long lanes, long hidde
         float *narrow = rest + (apart ? own.from : own.number * lanes) * m.inner;
         /* U's products need only the states before this step. If it reads backwards, they come
          * first, beginning with the top layer's, which the step before read last. */
-        for (long l = depth - 1; l >= 0 && m.back; l--)
-            multiply_part(m, layers[l].recurrent, panels, own, layers[l].h, hidden,
+        for (long l = at.depth - 1; l >= 0 && m.back; l--)
+            multiply_part(m, at.layers[l].recurrent, panels, own, at.layers[l].h, hidden,
                           sums + l * lanes * columns, narrow);
-        for (long l = 0; l < depth; l++) {
-            const layer at = layers[l];
+        for (long l = 0; l < at.depth; l++) {
+            const layer here = at.layers[l];
             if (l) {
-                multiply_part(m, at.inputs, panels, own, layers[l - 1].h, hidden, inputs, narrow);
+                multiply_part(m, here.inputs, panels, own, at.layers[l - 1].h, hidden, inputs,
+                              narrow);
                 for (long row = own.from; row < own.to; row++)
                     for (long j = panels.from * WIDTH; j < least(panels.to * WIDTH, gates); j++)
-                        inputs[row * columns + j] += at.bias[j];
+                        inputs[row * columns + j] += here.bias[j];
             }
             if (!m.back)
-                multiply_part(m, at.recurrent, panels, own, at.h, hidden,
+                multiply_part(m, here.recurrent, panels, own, here.h, hidden,
                               sums + l * lanes * columns, narrow);
             wait_unless(apart);
             for (long row = own.from; row < own.to; row++) {
                 const float *sum = sums + (l * lanes + row) * columns;
-                const float *x = l ? inputs + row * columns : table + symbols[row] * gates;
-                float *h = at.h + row * hidden, *c = at.c ? at.c + row * hidden : 0;
-                if (cell == RNN)
+                const float *x = l ? inputs + row * columns : at.table + at.symbols[row] * gates;
+                float *h = here.h + row * hidden, *c = here.c ? here.c + row * hidden : 0;
+                if (at.cell == RNN)
                     rnn_units(units.from, units.to, sum, x, h);
-                else if (cell == LSTM)
+                else if (at.cell == LSTM)
                     lstm_units(units.from, units.to, hidden, sum, hidden, x, c, c, h, 0);
                 else
-                    gru_units(units.from, units.to, hidden, sum, hidden, x, at.second_bias, h, h,
+                    gru_units(units.from, units.to, hidden, sum, hidden, x, here.second_bias, h, h,
                               0);
             }
             wait_unless(apart);
         }
-        multiply_part(top, head, top_panels, own, layers[depth - 1].h, hidden, above, narrow);
-        const long top_end = least(top_panels.to * WIDTH, vocabulary);
+        multiply_part(top, at.head, top_panels, own, at.layers[at.depth - 1].h, hidden, above,
+                      narrow);
+        const long top_end = least(top_panels.to * WIDTH, at.vocabulary);
         for (long row = own.from; row < own.to; row++)
             for (long j = top_panels.from * WIDTH; j < top_end; j++)
-                logits[row * vocabulary + j] = above[row * top_columns + j] + head_bias[j];
-    }
-}
-
-/* Draw each lane's next symbol: the first at which the probabilities so far add up to more than
- * the lane's point. The probabilities are e^(logit / temperature), within four millionths of each,
- * or 0 below e^-87 times the largest.
- *
- *   logits   [B, V]; that of a symbol that must not be drawn is -inf
- *   points   [B], from 0 to 1 exclusively: shares of the sum of all probabilities
- *   sums     [V]: scratch space
- *   symbols  [B], written; 0 if a logit is no number, or none is above -inf
- */
-void draw(long lanes, long vocabulary, const float *logits, double temperature,
-          const double *points, double *sums, int64_t *symbols)
-{
-    for (long lane = 0; lane < lanes; lane++) {
-        const float *x = logits + lane * vocabulary;
-        float most = x[0];
-        for (long j = 1; j < vocabulary; j++)
-            most = x[j] > most ? x[j] : most;
-        for (long j = 0; j < vocabulary; j++) {
-            const float power = (float)(((double)x[j] - most) / temperature);
-            sums[j] = power < -87.0f ? 0.0f : exponential(power, 0.0f);
+                at.logits[row * at.vocabulary + j] =
+                    above[row * top_columns + j] + at.head_bias[j];
+        if (draws) {
+            wait_unless(apart);
+            const part drawing = part_of(lanes, threads);
+            draw_lanes(&at, drawing.from, drawing.to, above, top_columns);
         }
-        for (long j = 1; j < vocabulary; j++)
-            sums[j] += sums[j - 1];
-        const double point = points[lane] * sums[vocabulary - 1];
-        long before = 0;
-        for (long j = 0; j < vocabulary; j++)
-            before += sums[j] <= point;
-        symbols[lane] = before;
     }
 }

@@ -1,4 +1,4 @@
-"""``step.c``, called with tensors: one more character of several texts, in two calls.
+"""``step.c``, called with tensors: one more character of several texts, in one call.
 
 Axis letters: B texts, V vocabulary, H hidden, G gates, stacked as rows; K a product's inner axis,
 N its columns.
@@ -7,7 +7,7 @@ N its columns.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain
 from typing import NamedTuple
@@ -21,13 +21,6 @@ from charrnn.compute.library import argument, compiled, refuse_misreadable
 from charrnn.compute.products import IN_C, Multiplier, ways_to_share
 from charrnn.compute.trials import Fastest
 from charrnn.config import CellName
-
-Step = Callable[[NDArray[np.integer]], NDArray[np.float32]]
-"""Reads one more character of every text, symbols_B, and returns logits_BV for the next one."""
-
-Draw = Callable[[NDArray[np.float32], NDArray[np.float64], float], NDArray[np.int64]]
-"""Draws every text's next character, by logits_BV, points_B from 0 to 1 and a temperature above 0;
-returns symbols_B."""
 
 _TYPES = (torch.float32, torch.bfloat16, torch.int8)
 """Types of a matrix, in the order of the enum in ``products.h``."""
@@ -79,7 +72,7 @@ class Steps(Multiplier):
         table_VG: Tensor,
         head: Tensor,
         head_bias_V: Tensor,
-    ) -> Step:
+    ) -> BoundSteps:
         """Return the step of a model.
 
         Args:
@@ -92,64 +85,132 @@ class Steps(Multiplier):
         Raises:
             TypeError: C would misread a tensor (``refuse_misreadable``).
         """
+        return BoundSteps(self._library, cell, layers, table_VG, head, head_bias_V)
+
+
+class _Task(ctypes.Structure):
+    """What C works on, with its fields in the order of ``step.c``'s struct."""
+
+    _fields_ = (
+        ("cell", ctypes.c_long),
+        ("type", ctypes.c_long),
+        ("lanes", ctypes.c_long),
+        ("hidden", ctypes.c_long),
+        ("depth", ctypes.c_long),
+        ("vocabulary", ctypes.c_long),
+        ("layers", ctypes.c_void_p),
+        ("table", ctypes.c_void_p),
+        ("head", ctypes.c_void_p),
+        ("head_bias", ctypes.c_void_p),
+        ("symbols", ctypes.c_void_p),
+        ("logits", ctypes.c_void_p),
+        ("room", ctypes.c_void_p),
+        ("points", ctypes.c_void_p),
+        ("temperature", ctypes.c_double),
+        ("never", ctypes.c_int64),
+        ("made", ctypes.c_int64),
+    )
+
+
+_NO_DRAW, _DRAW = ctypes.c_long(0), ctypes.c_long(1)
+
+
+class BoundSteps:
+    """The step of a model, made by ``Steps.bind``, which can also draw what comes next.
+
+    Attributes:
+        logits_BV: The logits of the latest step; the next one overwrites them.
+    """
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        cell: CellName,
+        layers: Sequence[Layer],
+        table_VG: Tensor,
+        head: Tensor,
+        head_bias_V: Tensor,
+    ) -> None:
         lanes, hidden = layers[0].h_BH.shape
+        vocabulary = len(head_bias_V)
         matrices = [
             matrix
             for layer in layers
             for matrix in (layer.inputs, layer.recurrent)
             if matrix is not None
         ]
-        nbytes = sum(matrix.nbytes for matrix in (*matrices, head))
-        ways = ways_to_share(lanes, nbytes, torch.get_num_threads())
-        shape = (IN_C.index(cell), _TYPES.index(head.dtype), lanes, hidden, len(layers))
-        sizes = (*shape, len(head_bias_V))
-        room_sizes = [self._library.step_room(*map(ctypes.c_long, (*way, *sizes))) for way in ways]
-        room = torch.empty(max(room_sizes), dtype=torch.float32)
-        symbols_B = torch.zeros(lanes, dtype=torch.int64)
-        logits_BV = torch.empty(lanes, len(head_bias_V), dtype=torch.float32)
-        fields = [*chain(*layers)]
-        addresses = (ctypes.c_void_p * len(fields))(*(argument(field).value for field in fields))
-        rest = (table_VG, symbols_B, len(head_bias_V), head, head_bias_V, logits_BV, room)
         refuse_misreadable(*matrices, head, dtypes=(head.dtype,))
         refuse_misreadable(*chain(*(layer[2:] for layer in layers)), table_VG, head_bias_V)
-        made = ctypes.c_int64(0)
-        pointers = (ctypes.byref(made), addresses, *(argument(value) for value in rest))
-        run = Fastest(
-            [partial(self._library.step, *map(ctypes.c_long, (*way, *shape))) for way in ways]
+        fields = [*chain(*layers)]
+        addresses = (ctypes.c_void_p * len(fields))(*(argument(field).value for field in fields))
+        self.logits_BV = np.empty((lanes, vocabulary), np.float32)
+        self._symbols_B = np.zeros(lanes, np.int64)
+        self._points_B = np.empty(lanes)
+        self._task = _Task(
+            cell=IN_C.index(cell),
+            type=_TYPES.index(head.dtype),
+            lanes=lanes,
+            hidden=hidden,
+            depth=len(layers),
+            vocabulary=vocabulary,
+            layers=ctypes.addressof(addresses),
+            table=table_VG.data_ptr(),
+            head=head.data_ptr(),
+            head_bias=head_bias_V.data_ptr(),
+            symbols=self._symbols_B.ctypes.data,
+            logits=self.logits_BV.ctypes.data,
+            points=self._points_B.ctypes.data,
         )
-        read_B, written_BV = symbols_B.numpy(), logits_BV.numpy()
+        self._at = ctypes.byref(self._task)
+        nbytes = sum(matrix.nbytes for matrix in (*matrices, head))
+        ways = [
+            (*map(ctypes.c_long, way),)
+            for way in ways_to_share(lanes, nbytes, torch.get_num_threads())
+        ]
+        room = np.empty(max(library.step_room(*way, self._at) for way in ways), np.float32)
+        self._task.room = room.ctypes.data
+        self._run = Fastest([partial(library.step, *way) for way in ways])
+        self._draw = library.draw
+        #: Keeps alive what C has the addresses of.
+        self._held = (addresses, fields, table_VG, head, head_bias_V, room)
 
-        # held: keeps alive the tensors whose addresses C has.
-        def step(next_B: NDArray[np.integer], held: object = (fields, rest)) -> NDArray[np.float32]:
-            read_B[:] = next_B
-            run(*pointers)
-            return written_BV.copy()
+    def step(self, symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Read one more character of every text, and return logits_BV for the next one."""
+        self._symbols_B[:] = symbols_B
+        self._run(_NO_DRAW, self._at)
+        return self.logits_BV.copy()
 
-        return step
+    def set_draw(self, temperature: float, never: int) -> None:
+        """Say how to draw: at a temperature above 0, and which symbol never (-1: none)."""
+        self._task.temperature, self._task.never = temperature, never
 
-    def drawing(self, lanes: int, vocabulary: int) -> Draw:
-        """Return the function that draws the next characters of so many texts."""
-        logits_BV = np.empty((lanes, vocabulary), np.float32)
-        points_B, sums_V = np.empty(lanes), np.empty(vocabulary)
-        symbols_B = np.empty(lanes, np.int64)
-        logits, *rest = (
-            ctypes.c_void_p(array.ctypes.data) for array in (logits_BV, points_B, sums_V, symbols_B)
-        )
-        sizes = [ctypes.c_long(lanes), ctypes.c_long(vocabulary)]
+    def next(
+        self, symbols_B: NDArray[np.integer], points_B: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Read one more character of every text, and draw the next one.
 
-        # held: as above.
-        def draw(
-            next_BV: NDArray[np.float32],
-            at_B: NDArray[np.float64],
-            temperature: float,
-            held: object = sums_V,
-        ) -> NDArray[np.int64]:
-            logits_BV[:] = next_BV
-            points_B[:] = at_B
-            self._library.draw(*sizes, logits, ctypes.c_double(temperature), *rest)
-            return symbols_B.copy()
+        Args:
+            symbols_B: The characters to read.
+            points_B: Where each draw is in the cumulative distribution, from 0 to 1 exclusively.
 
-        return draw
+        Returns:
+            What is drawn, symbols_B; the next draw overwrites it. It is 0 for a text with a logit
+            that is no number, or with none above -inf.
+        """
+        if symbols_B is not self._symbols_B:
+            self._symbols_B[:] = symbols_B
+        self._points_B[:] = points_B
+        self._run(_DRAW, self._at)
+        return self._symbols_B
+
+    def draw(
+        self, logits_BV: NDArray[np.float32], points_B: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Draw as ``next`` does, by logits that were computed elsewhere."""
+        self.logits_BV[:] = logits_BV
+        self._points_B[:] = points_B
+        self._draw(self._at)
+        return self._symbols_B
 
 
 def steps() -> Steps | None:

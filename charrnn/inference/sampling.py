@@ -8,14 +8,14 @@ or without a compiler, steps may be rounded otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from charrnn.compute.products import why_none
-from charrnn.compute.steps import Steps, steps
+from charrnn.compute.steps import BoundSteps, Steps, steps
 from charrnn.config import PrecisionName, SampleConfig, UnknownName, WeightsName
 from charrnn.errors import NonFiniteError, VocabularyError
 from charrnn.inference.stepper import CompiledStepper, NumpyStepper
@@ -35,8 +35,9 @@ DRAWS = 64
 AT_ONCE = 1 << 20
 
 
-#: One more character of one sample: which sample, from 0, and the character's id.
-Piece = tuple[int, int]
+Drawn = tuple[list[int], list[int]]
+"""One more character of each sample that has not ended: the samples' numbers, from 0, and the
+characters' ids."""
 
 
 def prepare_prompt(
@@ -154,8 +155,8 @@ def sample(
     config: SampleConfig,
     *,
     compiled: bool = True,
-) -> Iterator[Piece]:
-    """Draw new characters, one time step of all samples after another.
+) -> Iterator[Drawn]:
+    """Draw new characters of several samples, one time step after another.
 
     Without a prompt (None, or empty) the model reads a line break first, or the first symbol
     of a vocabulary that has no line break. The state before that is zero. The unknown symbol
@@ -170,10 +171,10 @@ def sample(
             time than that without.
 
     Yields:
-        One piece per new character, with the samples interleaved.
+        What each time step draws.
 
     Raises:
-        VocabularyError: ``config.stop`` can never be produced; raised with the first piece.
+        VocabularyError: ``config.stop`` can never be produced; raised with the first step.
         NonFiniteError: the model's predictions are not finite.
     """
     was_training = model.training
@@ -182,31 +183,28 @@ def sample(
     tails: list[list[int]] = [[] for _ in range(config.count)]
     numbers = list(range(config.count))  # lane -> number of its sample
     open_lanes = numbers
-    is_plain = config.temperature > 0 and not config.truncates
+    never = -1 if vocabulary.is_bytes else UNKNOWN
     if prompt is None or len(prompt) == 0:
         prompt = _first_symbol(vocabulary)
     model.eval()
     try:
         stepper, logits_V = _read(model, prompt, config, compiled)
         logits_BV = logits_V[None].repeat(config.count, axis=0)
+        if (in_c := _drawing_in_c(stepper, config, never)) is None:
+            drawn_B = _drawn(logits_BV, next(points), config, never)
+        else:
+            drawn_B = in_c.draw(logits_BV, next(points))
         produced = 0
         while True:
-            if not vocabulary.is_bytes:
-                logits_BV[:, UNKNOWN] = -np.inf
-            points_B = next(points)
-            if len(numbers) < config.count:
-                points_B = points_B[numbers]
-            draw = stepper.draw if is_plain else None
-            if draw is None:
-                drawn_B = _drawn(logits_BV, points_B, config)
-            else:
-                drawn_B = draw(logits_BV, points_B, config.temperature)
             drawn = drawn_B.tolist()
             # NaN probabilities draw symbol 0, which is otherwise (almost) never drawn.
             if 0 in drawn or config.temperature == 0:
                 _refuse_non_finite(logits_BV.max(axis=1)[open_lanes])
             produced += 1
-            yield from [(numbers[lane], drawn[lane]) for lane in open_lanes]
+            if len(open_lanes) == len(numbers):
+                yield numbers, drawn
+            else:
+                yield [numbers[lane] for lane in open_lanes], [drawn[lane] for lane in open_lanes]
             if stop is not None:
                 for lane in open_lanes:
                     tail = [*tails[numbers[lane]], drawn[lane]]
@@ -217,21 +215,39 @@ def sample(
             # Not whenever a sample ends: matrices are arranged for a fixed number of lanes.
             if 2 * len(open_lanes) <= len(numbers):
                 hidden = take_lanes(stepper.hidden(), open_lanes)
-                del stepper  # free its matrices first: there may be no room for both
-                stepper = _stepper(model, hidden, config.weights, compiled)
                 drawn_B, numbers = drawn_B[open_lanes], [numbers[lane] for lane in open_lanes]
                 open_lanes = list(range(len(numbers)))
+                del stepper, in_c  # free their matrices first: there may be no room for both
+                stepper = _stepper(model, hidden, config.weights, compiled)
+                in_c = _drawing_in_c(stepper, config, never)
+            points_B = next(points)
+            if len(numbers) < config.count:
+                points_B = points_B[numbers]
             del logits_BV  # before the next ones are computed: they can take much memory
-            logits_BV = stepper.step(drawn_B)
+            if in_c is None:
+                logits_BV = stepper.step(drawn_B)
+                drawn_B = _drawn(logits_BV, points_B, config, never)
+            else:
+                drawn_B = in_c.next(drawn_B, points_B)
+                logits_BV = in_c.logits_BV
     finally:
         model.train(was_training)
+
+
+def collect(count: int, steps: Iterable[Drawn]) -> list[list[int]]:
+    """Return the symbols of each of ``count`` samples that were made side by side."""
+    samples: list[list[int]] = [[] for _ in range(count)]
+    for numbers, symbols in steps:
+        for number, symbol in zip(numbers, symbols, strict=True):
+            samples[number].append(symbol)
+    return samples
 
 
 def unwarned() -> np.errstate:
     """Return a context without numpy's warnings, where numbers that are not finite are seen anyway.
 
     ``sample`` checks for them; its caller enters this context: entered in the generator, it would
-    stay on between pieces.
+    stay on between steps.
     """
     # divide: with Apple's Accelerate some versions of numpy report it in finite products, too.
     return np.errstate(divide="ignore", over="ignore", invalid="ignore")
@@ -246,7 +262,7 @@ def _refuse_non_finite(largest_B: NDArray[np.floating]) -> None:
 
 
 # Each function that computes turns gradients off for itself. Around the generator, they would
-# stay off in its caller too, or be switched twice per piece, which costs as much as a piece.
+# stay off in its caller too, or be switched twice per step, which costs as much as a step.
 @torch.inference_mode()
 @unwarned()
 def _read(
@@ -285,6 +301,15 @@ def _stepper(model: CharModel, hidden: Hidden, weights: WeightsName, compiled: b
     return CompiledStepper(in_c, model, hidden, weights)
 
 
+def _drawing_in_c(stepper: Stepper, config: SampleConfig, never: int) -> BoundSteps | None:
+    """Return the step in C, set to draw so; None if there is none, or none that can."""
+    in_c = stepper.in_c
+    if in_c is None or config.temperature == 0 or config.truncates:
+        return None
+    in_c.set_draw(config.temperature, never)
+    return in_c
+
+
 def _compiled(model: CharModel, compiled: bool) -> Steps | None:
     """Return a step in C, if there is one for this model, and one may be waited for."""
     return steps() if compiled and model.device.type == "cpu" else None
@@ -293,7 +318,7 @@ def _compiled(model: CharModel, compiled: bool) -> Steps | None:
 class _ModelStepper:
     """``NumpyStepper`` for other devices than a CPU, by the model's own forward pass."""
 
-    draw = None
+    in_c = None
 
     def __init__(self, model: CharModel, hidden: Hidden) -> None:
         self._model, self._hidden = model, hidden
@@ -323,10 +348,15 @@ def _points(config: SampleConfig) -> Iterator[NDArray[np.float64]]:
 
 
 def _drawn(
-    logits_BV: NDArray[np.floating], points_B: NDArray[np.float64], config: SampleConfig
+    logits_BV: NDArray[np.floating],
+    points_B: NDArray[np.float64],
+    config: SampleConfig,
+    never: int,
 ) -> NDArray[np.int64]:
-    """Draw a symbol for each sample, for some samples at a time."""
+    """Draw a symbol for each sample, for some samples at a time; ``never`` (-1: none) is closed."""
     lanes, vocabulary = logits_BV.shape
+    if never >= 0:
+        logits_BV[:, never] = -np.inf
     some = max(1, AT_ONCE // vocabulary)
     drawn = (
         _draw(next_probabilities(logits_BV[at : at + some], config), points_B[at : at + some])

@@ -47,8 +47,8 @@ class CompiledStepper:
             sums, and the states that are carried on, stay in float32.
 
     Attributes:
+        in_c: the step in C, which can also draw.
         step: reads one more character of every text, and returns logits_BV for the next one.
-        draw: draws by such logits.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class CompiledStepper:
                     zip(model.layers(), self._hidden, strict=True)
                 )
             ]
-            self.step = compiled.bind(
+            self.in_c = compiled.bind(
                 model.config.cell, layers, _table(model), matrix(model.head.weight), model.head.bias
             )
-        self.draw = compiled.drawing(len(hidden[0][0]), model.config.vocabulary)
+        self.step = self.in_c.step
 
     def hidden(self) -> Hidden:
         """Return the state after the last step."""
@@ -86,9 +86,9 @@ class CompiledStepper:
 
 
 class NumpyStepper:
-    """``CompiledStepper`` in numpy, which rounds weights alone, and draws elsewhere."""
+    """``CompiledStepper`` in numpy, which rounds weights alone, and does not draw."""
 
-    draw = None
+    in_c = None
 
     def __init__(self, model: CharModel, hidden: Hidden, weights: WeightsName) -> None:
         layers = model.layers()

@@ -388,12 +388,12 @@ class _Loop:
         symbols: list[int] = []
         try:
             with unwarned():
-                for _, symbol in sample(
+                for _, drawn in sample(
                     self.run.model, self.run.vocabulary, None, config, compiled=False
                 ):
                     if self.should_stop():
                         return
-                    symbols.append(symbol)
+                    symbols += drawn
         except NonFiniteError:
             return
         yield Sampled(self.run.vocabulary.decode(symbols))

@@ -24,7 +24,7 @@ from charrnn.analysis.stretch import LEAST_CHARACTERS, Stretch, read_stretch
 from charrnn.config import InspectConfig, SampleConfig, TrainConfig
 from charrnn.errors import NonFiniteError
 from charrnn.inference.evaluation import prices
-from charrnn.inference.sampling import sample, unwarned, weights_for
+from charrnn.inference.sampling import collect, sample, unwarned, weights_for
 from charrnn.network.model import CharModel
 from charrnn.runs.comparing import training_anew
 from charrnn.runs.comparison import Comparison, RunResult
@@ -114,14 +114,14 @@ def portray(
     config = replace(SAMPLE, weights=weights_for(trained_in(checkpoint, drawing.device)))
     try:
         with unwarned():
-            pieces = [*sample(drawing, vocabulary, None, config)]
+            (symbols,) = collect(1, sample(drawing, vocabulary, None, config))
     except NonFiniteError as error:
         raise NonFiniteError(f"{name}: {error}") from error
     return Portrait(
         label=label,
         log=read_log(checkpoint.folder),
         run=summary_of(checkpoint, model, vocabulary),
-        sample=vocabulary.decode([symbol for _, symbol in pieces]),
+        sample=vocabulary.decode(symbols),
         excerpt=tuple(excerpt[:EXCERPT]),
         inspection=inspection,
     )

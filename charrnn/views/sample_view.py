@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 
 from charrnn.config import SampleConfig
-from charrnn.inference.sampling import Piece
+from charrnn.inference.sampling import Drawn
 from charrnn.text.vocabulary import Vocabulary
 from charrnn.wording import printable
 
@@ -17,21 +17,21 @@ from charrnn.wording import printable
 TOGETHER = 0.01
 
 
-def print_as_made(vocabulary: Vocabulary, start: Sequence[int], pieces: Iterable[Piece]) -> None:
+def print_as_made(vocabulary: Vocabulary, start: Sequence[int], steps: Iterable[Drawn]) -> None:
     """Print a sample while it is drawn.
 
     Args:
         vocabulary: the model's.
         start: symbols to print before the sample.
-        pieces: the pieces of one sample.
+        steps: what each time step draws of one sample.
     """
     writer = _Writer(vocabulary)
     writer.write(start)
     waiting: list[int] = []
     due = 0.0
     try:
-        for _, symbol in pieces:
-            waiting.append(symbol)
+        for _, symbols in steps:
+            waiting += symbols
             if (now := time.perf_counter()) >= due:
                 writer.write(waiting)
                 waiting, due = [], now + TOGETHER
@@ -41,14 +41,6 @@ def print_as_made(vocabulary: Vocabulary, start: Sequence[int], pieces: Iterable
         writer.end(waiting)  # the error's message gets a line of its own
         raise
     writer.end(waiting)
-
-
-def collect(count: int, pieces: Iterable[Piece]) -> list[list[int]]:
-    """Return the symbols of each of ``count`` samples that were made side by side."""
-    samples: list[list[int]] = [[] for _ in range(count)]
-    for number, symbol in pieces:
-        samples[number].append(symbol)
-    return samples
 
 
 def print_samples(
