@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from charrnn.compute.steps import Steps, steps
+from charrnn.compute.steps import BoundSteps, Steps, steps
 from charrnn.config import CellName, ModelConfig, SampleConfig, WeightsName
 from charrnn.errors import NonFiniteError, VocabularyError
 from charrnn.inference import sampling
@@ -29,6 +29,7 @@ from charrnn.inference.sampling import (
 from charrnn.inference.stepper import CompiledStepper, NumpyStepper
 from charrnn.network.model import CharModel
 from charrnn.text.vocabulary import UNKNOWN, Vocabulary
+from tests.conftest import needs_compiler
 from tests.small import vocabulary_of
 
 KNOWN = "\nabcdefg樓"
@@ -164,8 +165,9 @@ def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         step = getattr(owner, name)
 
         def noted_step(symbols_B: NDArray[np.integer], *of: Any) -> Any:
-            made.append(len(symbols_B))
-            return step(symbols_B, *of)
+            result = step(symbols_B, *of)
+            made.extend([len(symbols_B)] * (1 if name == "step" else len(result)))
+            return result
 
         monkeypatch.setattr(owner, name, noted_step)
 
@@ -218,7 +220,7 @@ class TestSample:
     def test_no_two_samples_have_the_same_points(self) -> None:
         """A seed of more than 32 bits does not repeat another sample's points of a smaller seed."""
         seeds = [1, 2, 3, 1 << 32, (1 << 32) + 1, 1 + (5 << 32), (1 << 63) - 1]
-        drawn = [tuple(next(sampling._points(SampleConfig(seed=s, count=6)))) for s in seeds]
+        drawn = [tuple(next(sampling._points(SampleConfig(seed=s, count=6)))[0]) for s in seeds]
         points = [point for of_seed in drawn for point in of_seed]
         assert len(set(points)) == 6 * len(seeds)
         stream = np.random.Generator(np.random.Philox([3, 5]))
@@ -318,6 +320,25 @@ class TestSample:
                 steps.clear()  # those of the prompt
             assert len(steps) == index
         assert len(steps) == 4, "nothing is computed after the last"
+
+    @needs_compiler
+    @pytest.mark.parametrize(("most", "expected"), [(10**9, 64), (7, 7), (0, 1)])
+    def test_several_samples_are_drawn_a_while_ahead(
+        self, most: int, expected: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So long as a signal need not wait for too much."""
+        model, asked, real = make_model(), [], BoundSteps.next
+        monkeypatch.setattr(sampling, "AT_A_TIME", most * 3 * model.multiply_adds())
+
+        def next_(in_c: BoundSteps, symbols_B: Any, points_SB: NDArray[np.float64]) -> Any:
+            asked.append(len(points_SB))
+            return real(in_c, symbols_B, points_SB)
+
+        monkeypatch.setattr(BoundSteps, "next", next_)
+        whole = texts(model, VOCABULARY, "ab", SampleConfig(length=191, count=3))
+        assert [len(text) for text in whole] == [191] * 3
+        assert sum(asked) == 190, "the first follow the prompt"
+        assert max(asked) == expected
 
     @pytest.mark.usefixtures("engine")
     def test_never_gives_the_unknown_symbol(self) -> None:

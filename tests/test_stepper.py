@@ -87,8 +87,8 @@ def drawing(engine: str, lanes: int, symbols: int) -> Callable[..., NDArray[np.i
     def draw(
         logits_BV: NDArray[np.float32], points_B: NDArray[np.float64], temperature: float
     ) -> NDArray[np.int64]:
-        in_c.set_draw(temperature, -1)
-        return in_c.draw(logits_BV, points_B).copy()
+        in_c.set_draws(temperature, -1)
+        return in_c.draw(logits_BV, points_B)
 
     return draw
 
@@ -187,39 +187,41 @@ def test_c_draws_as_numpy_does(lanes: int, symbols: int, temperature: float, eng
 
 
 @pytest.mark.parametrize("engine", COMPILED)
-def test_the_next_symbol_is_what_a_step_and_a_draw_give(
-    cell: CellName, engine: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lanes", [1, 3, 23, 70])
+def test_next_symbols_are_what_steps_and_draws_give(
+    cell: CellName, lanes: int, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However threads share out the step; and one symbol is never drawn."""
+    """However threads share out a step; one symbol is never drawn, and after a 0 C waits."""
     monkeypatch.setattr("charrnn.compute.products._LEAST_BYTES", 1)
     monkeypatch.setattr("charrnn.compute.trials._TRIAL", 1e-9)
     symbols, never, chance = 133, 129, np.random.default_rng(7)
     model = make_model(cell, 2, hidden=37, symbols=symbols)
     with torch.no_grad():
         model.head.bias[never] = 100  # nothing else would be drawn
-    for lanes in (1, 3, 23):
-        text_B, (_, hidden, _) = chance.integers(1, 11, lanes), forward(model, lanes)
-        for threads in (1, 2, 3):
-            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-            both, twin = (make_stepper(engine, model, hidden) for _ in range(2))
-            assert both.in_c is not None
-            assert twin.in_c is not None
-            both.in_c.set_draw(0.8, never)
-            twin.in_c.set_draw(0.8, -1)
-            read_B = text_B
-            for _ in range(9):
-                points_B = chance.random(lanes)
-                drawn_B = both.in_c.next(read_B, points_B).copy()
-                logits_BV = twin.step(read_B)
-                np.testing.assert_array_equal(
-                    np.delete(both.in_c.logits_BV, never, 1), np.delete(logits_BV, never, 1)
-                )
+    _, hidden, _ = forward(model, lanes)
+    read_B = chance.integers(0, symbols, lanes)
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        many, one = (CompiledStepper(steps_for(engine), model, hidden, "fp32") for _ in range(2))
+        many.in_c.set_draws(0.8, never)
+        one.in_c.set_draws(0.8, -1)
+        symbols_B, seen = read_B, []
+        for steps in (1, 2, 5, 64, 64):
+            points_SB = chance.random((steps, lanes))
+            drawn_SB = many.in_c.next(symbols_B, points_SB)
+            assert 1 <= len(drawn_SB) <= steps
+            assert (drawn_SB[:-1] > 0).all()
+            assert len(drawn_SB) == steps or 0 in drawn_SB[-1]
+            for points_B, drawn_B in zip(points_SB, drawn_SB, strict=False):
+                logits_BV = one.step(symbols_B)
                 logits_BV[:, never] = -np.inf
-                assert drawn_B.tolist() == twin.in_c.draw(logits_BV, points_B).tolist()
-                assert len({*drawn_B.tolist()}) > lanes / 9
-                assert never not in drawn_B
-                read_B = drawn_B
-            assert_equal(both.hidden(), twin.hidden())
+                assert drawn_B.tolist() == one.in_c.draw(logits_BV, points_B).tolist()
+                symbols_B = drawn_B.copy()
+            np.testing.assert_array_equal(many.in_c.logits_BV, logits_BV)
+            seen += drawn_SB.flatten().tolist()
+        assert_equal(many.hidden(), one.hidden())
+        assert never not in seen
+        assert len({*seen}) > 9
 
 
 @pytest.mark.parametrize("engine", COMPILED)

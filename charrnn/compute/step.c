@@ -30,7 +30,8 @@ typedef struct {
     int64_t *symbols;         /* [B]: the characters to read; a draw overwrites them */
     float *logits;            /* [B, V], written */
     float *room;              /* [step_room]: scratch space */
-    const double *points;     /* [B], from 0 to 1 exclusively: what to draw */
+    const double *points;     /* [steps, B], from 0 to 1 exclusively: what to draw */
+    int64_t *drawn;           /* [steps, B], written */
     double temperature;       /* above 0 */
     int64_t never;            /* the symbol that is not drawn, or -1 */
     int64_t made;             /* how many steps of few lanes have been made */
@@ -72,8 +73,8 @@ static double sum_of(long count, const float *powers)
 /* Draw a symbol: the first at which the probabilities so far add up to more than a point. They are
  * e^(logit / temperature), within four millionths of each, or 0 below e^-87 times the largest.
  * It is symbol 0 if a logit is no number, or none is above -inf. */
-static int64_t drawn(long vocabulary, const float *logits, double temperature, double point,
-                     float *powers)
+static int64_t drawn_symbol(long vocabulary, const float *logits, double temperature,
+                            double point, float *powers)
 {
     float most = logits[0];
 #pragma omp simd reduction(max : most)
@@ -115,8 +116,8 @@ static void draw_lanes(const task *at, long from, long to, float *powers, long s
         float *logits = at->logits + row * at->vocabulary;
         if (at->never >= 0)
             logits[at->never] = -__builtin_inff();
-        at->symbols[row] = drawn(at->vocabulary, logits, at->temperature, at->points[row],
-                                 powers + row * stride);
+        at->symbols[row] = drawn_symbol(at->vocabulary, logits, at->temperature, at->points[row],
+                                        powers + row * stride);
     }
 }
 
@@ -125,11 +126,8 @@ void draw(const task *at) { draw_lanes(at, 0, at->lanes, at->room, at->vocabular
 
 /* ---- Steps ---- */
 
-/* Read one more character of every lane and, if `draws` is set, draw the next one.
- *
- * The threads share out the lanes or, if `apart` is not set, the units: then they wait for each
- * other, twice per layer. */
-void step(long threads, long apart, long draws, task *all)
+/* Read one more character of every lane and, if `draws` is set, draw the next one. */
+static void make_step(long threads, long apart, long draws, task *all)
 {
     const task at = *all;
     const long lanes = at.lanes, hidden = at.hidden, gates = gates_of(at.cell) * hidden;
@@ -194,4 +192,25 @@ void step(long threads, long apart, long draws, task *all)
             draw_lanes(&at, drawing.from, drawing.to, above, top_columns);
         }
     }
+}
+
+/* Read one more character of every lane; or, if `most` is not 0, do so and draw the next one, up to
+ * `most` times: until a symbol 0 is drawn, as its logits may be no numbers. Return how many times.
+ *
+ * The threads share out the lanes or, if `apart` is not set, the units: then they wait for each
+ * other, twice per layer. */
+long step(long threads, long apart, long most, task *all)
+{
+    if (most == 0)
+        make_step(threads, apart, 0, all);
+    const double *points = all->points;
+    long steps = 0, zeros = 0;
+    for (; steps < most && zeros == 0; steps++, all->points += all->lanes) {
+        make_step(threads, apart, 1, all);
+        memcpy(all->drawn + steps * all->lanes, all->symbols, all->lanes * sizeof *all->symbols);
+        for (long row = 0; row < all->lanes; row++)
+            zeros += all->symbols[row] == 0;
+    }
+    all->points = points;
+    return steps;
 }

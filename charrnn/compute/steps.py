@@ -1,7 +1,7 @@
-"""``step.c``, called with tensors: one more character of several texts, in one call.
+"""``step.c``, called with tensors: more characters of several texts, in one call.
 
-Axis letters: B texts, V vocabulary, H hidden, G gates, stacked as rows; K a product's inner axis,
-N its columns.
+Axis letters: S steps, B texts, V vocabulary, H hidden, G gates, stacked as rows; K a product's
+inner axis, N its columns.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from charrnn.compute.library import argument, compiled, refuse_misreadable
 from charrnn.compute.products import IN_C, Multiplier, ways_to_share
 from charrnn.compute.trials import Fastest
 from charrnn.config import CellName
+
+MOST_STEPS = 64
+"""Most steps that one call makes."""
 
 _TYPES = (torch.float32, torch.bfloat16, torch.int8)
 """Types of a matrix, in the order of the enum in ``products.h``."""
@@ -50,7 +53,7 @@ class Steps(Multiplier):
     """The functions of ``step.c``."""
 
     FILE = "step.c"
-    SIZES = ("step_room",)
+    SIZES = ("step_room", "step")
 
     def matrix(self, weight_NK: Tensor, scale_N: Tensor | None = None) -> Tensor:
         """Return a matrix in the layout that ``step.c`` reads.
@@ -106,13 +109,14 @@ class _Task(ctypes.Structure):
         ("logits", ctypes.c_void_p),
         ("room", ctypes.c_void_p),
         ("points", ctypes.c_void_p),
+        ("drawn", ctypes.c_void_p),
         ("temperature", ctypes.c_double),
         ("never", ctypes.c_int64),
         ("made", ctypes.c_int64),
     )
 
 
-_NO_DRAW, _DRAW = ctypes.c_long(0), ctypes.c_long(1)
+_NO_DRAW = ctypes.c_long(0)
 
 
 class BoundSteps:
@@ -145,7 +149,8 @@ class BoundSteps:
         addresses = (ctypes.c_void_p * len(fields))(*(argument(field).value for field in fields))
         self.logits_BV = np.empty((lanes, vocabulary), np.float32)
         self._symbols_B = np.zeros(lanes, np.int64)
-        self._points_B = np.empty(lanes)
+        self._points_SB = np.empty((MOST_STEPS, lanes))
+        self._drawn_SB = np.empty((MOST_STEPS, lanes), np.int64)
         self._task = _Task(
             cell=IN_C.index(cell),
             type=_TYPES.index(head.dtype),
@@ -159,7 +164,8 @@ class BoundSteps:
             head_bias=head_bias_V.data_ptr(),
             symbols=self._symbols_B.ctypes.data,
             logits=self.logits_BV.ctypes.data,
-            points=self._points_B.ctypes.data,
+            points=self._points_SB.ctypes.data,
+            drawn=self._drawn_SB.ctypes.data,
         )
         self._at = ctypes.byref(self._task)
         nbytes = sum(matrix.nbytes for matrix in (*matrices, head))
@@ -180,37 +186,39 @@ class BoundSteps:
         self._run(_NO_DRAW, self._at)
         return self.logits_BV.copy()
 
-    def set_draw(self, temperature: float, never: int) -> None:
+    def set_draws(self, temperature: float, never: int) -> None:
         """Say how to draw: at a temperature above 0, and which symbol never (-1: none)."""
         self._task.temperature, self._task.never = temperature, never
 
     def next(
-        self, symbols_B: NDArray[np.integer], points_B: NDArray[np.float64]
+        self, symbols_B: NDArray[np.integer], points_SB: NDArray[np.float64]
     ) -> NDArray[np.int64]:
-        """Read one more character of every text, and draw the next one.
+        """Read one more character of every text and draw the next one, S times.
+
+        The draw of a text with a logit that is no number, or with none above -inf, is 0. So it
+        ends early with the first time that a 0 is drawn.
 
         Args:
-            symbols_B: The characters to read.
-            points_B: Where each draw is in the cumulative distribution, from 0 to 1 exclusively.
+            symbols_B: The characters to read first.
+            points_SB: Where each draw is in the cumulative distribution, from 0 to 1 exclusively;
+                1 <= S <= MOST_STEPS.
 
         Returns:
-            What is drawn, symbols_B; the next draw overwrites it. It is 0 for a text with a logit
-            that is no number, or with none above -inf.
+            What is drawn, [S, B] or fewer times; the next call overwrites it.
         """
-        if symbols_B is not self._symbols_B:
-            self._symbols_B[:] = symbols_B
-        self._points_B[:] = points_B
-        self._run(_DRAW, self._at)
-        return self._symbols_B
+        self._symbols_B[:] = symbols_B
+        most = len(points_SB)
+        self._points_SB[:most] = points_SB
+        return self._drawn_SB[: self._run(ctypes.c_long(most), self._at)]
 
     def draw(
         self, logits_BV: NDArray[np.float32], points_B: NDArray[np.float64]
     ) -> NDArray[np.int64]:
-        """Draw as ``next`` does, by logits that were computed elsewhere."""
+        """Draw as ``next`` does, once, by logits that were computed elsewhere; return symbols_B."""
         self.logits_BV[:] = logits_BV
-        self._points_B[:] = points_B
+        self._points_SB[0] = points_B
         self._draw(self._at)
-        return self._symbols_B
+        return self._symbols_B.copy()
 
 
 def steps() -> Steps | None:

@@ -37,16 +37,17 @@ class Fastest:
         # Whose trial it is, or after the last one the fastest's turn; who is called; seconds left.
         self._turn, self._now, self._left = 0, 0, _TRIAL
 
-    def __call__(self, *arguments: Any) -> None:
-        """Call one of the functions, and time it."""
+    def __call__(self, *arguments: Any) -> Any:
+        """Call one of the functions, time it, and return what it returns."""
         start = perf_counter()
-        self._functions[self._now](*arguments)
+        result = self._functions[self._now](*arguments)
         took = perf_counter() - start
         self._seconds[self._now] += took
         self._calls[self._now] += 1
         self._left -= took
         if self._left <= 0:
             self._take_turns()
+        return result
 
     def _take_turns(self) -> None:
         """After the trial of the last function, take the fastest; after that, begin again."""

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from charrnn.compute.products import why_none
-from charrnn.compute.steps import BoundSteps, Steps, steps
+from charrnn.compute.steps import MOST_STEPS, BoundSteps, Steps, steps
 from charrnn.config import PrecisionName, SampleConfig, UnknownName, WeightsName
 from charrnn.errors import NonFiniteError, VocabularyError
 from charrnn.inference.stepper import CompiledStepper, NumpyStepper
@@ -28,8 +28,10 @@ from charrnn.text.vocabulary import UNKNOWN, Ids, Vocabulary, listed
 PROMPT_WINDOW = 1024
 #: Up to this length numpy's steps read a prompt. They are slower.
 SHORT_PROMPT = 64
-#: Random numbers drawn from a stream at a time.
-DRAWS = 64
+#: Characters of each of several samples drawn at a time, and random numbers from a stream.
+DRAWS = MOST_STEPS
+#: Multiply-adds made at a time, at most: Ctrl-C waits for them, a fraction of a second.
+AT_A_TIME = 10**10
 #: Probabilities computed at a time, about: all those of 1,000 samples of 57,000 symbols would take
 #: half a gigabyte, several times over.
 AT_ONCE = 1 << 20
@@ -178,60 +180,118 @@ def sample(
         NonFiniteError: the model's predictions are not finite.
     """
     was_training = model.training
-    points = _points(config)
     stop = encode_stop(vocabulary, config.stop)
     tails: list[list[int]] = [[] for _ in range(config.count)]
-    numbers = list(range(config.count))  # lane -> number of its sample
-    open_lanes = numbers
-    never = -1 if vocabulary.is_bytes else UNKNOWN
     if prompt is None or len(prompt) == 0:
         prompt = _first_symbol(vocabulary)
+    most = 1  # a single sample is shown as it is drawn, and a stop looked for after every character
+    if config.count > 1 and stop is None:
+        most = min(DRAWS, max(1, AT_A_TIME // (config.count * model.multiply_adds())))
     model.eval()
     try:
-        stepper, logits_V = _read(model, prompt, config, compiled)
-        logits_BV = logits_V[None].repeat(config.count, axis=0)
-        if (in_c := _drawing_in_c(stepper, config, never)) is None:
-            drawn_B = _drawn(logits_BV, next(points), config, never)
-        else:
-            drawn_B = in_c.draw(logits_BV, next(points))
-        produced = 0
+        texts = _Texts(model, prompt, config, -1 if vocabulary.is_bytes else UNKNOWN, compiled)
+        numbers = texts.numbers
+        open_lanes, produced = [*range(config.count)], 0
         while True:
-            drawn = drawn_B.tolist()
+            rows = texts.draw(min(most, config.length - produced) if config.length else most)
             # NaN probabilities draw symbol 0, which is otherwise (almost) never drawn.
-            if 0 in drawn or config.temperature == 0:
-                _refuse_non_finite(logits_BV.max(axis=1)[open_lanes])
-            produced += 1
-            if len(open_lanes) == len(numbers):
-                yield numbers, drawn
-            else:
-                yield [numbers[lane] for lane in open_lanes], [drawn[lane] for lane in open_lanes]
+            if 0 in rows[-1] or config.temperature == 0:
+                _refuse_non_finite(texts.logits_BV.max(axis=1)[open_lanes])
+            produced += len(rows)
+            for drawn in rows:
+                if len(open_lanes) == len(numbers):
+                    yield numbers, drawn
+                else:
+                    yield [numbers[n] for n in open_lanes], [drawn[n] for n in open_lanes]
             if stop is not None:
                 for lane in open_lanes:
-                    tail = [*tails[numbers[lane]], drawn[lane]]
+                    tail = [*tails[numbers[lane]], rows[-1][lane]]
                     tails[numbers[lane]] = tail[-len(stop) :]
                 open_lanes = [lane for lane in open_lanes if tails[numbers[lane]] != stop]
             if not open_lanes or produced == config.length:
                 break
             # Not whenever a sample ends: matrices are arranged for a fixed number of lanes.
             if 2 * len(open_lanes) <= len(numbers):
-                hidden = take_lanes(stepper.hidden(), open_lanes)
-                drawn_B, numbers = drawn_B[open_lanes], [numbers[lane] for lane in open_lanes]
-                open_lanes = list(range(len(numbers)))
-                del stepper, in_c  # free their matrices first: there may be no room for both
-                stepper = _stepper(model, hidden, config.weights, compiled)
-                in_c = _drawing_in_c(stepper, config, never)
-            points_B = next(points)
-            if len(numbers) < config.count:
-                points_B = points_B[numbers]
-            del logits_BV  # before the next ones are computed: they can take much memory
-            if in_c is None:
-                logits_BV = stepper.step(drawn_B)
-                drawn_B = _drawn(logits_BV, points_B, config, never)
-            else:
-                drawn_B = in_c.next(drawn_B, points_B)
-                logits_BV = in_c.logits_BV
+                texts.keep(open_lanes)
+                numbers = texts.numbers
+                open_lanes = [*range(len(numbers))]
     finally:
         model.train(was_training)
+
+
+class _Texts:
+    """Samples that grow side by side, one in each lane.
+
+    Args:
+        model: the model that predicts.
+        prompt: what each sample continues; at least one symbol.
+        config: how to draw, and how many samples.
+        never: the symbol that is not drawn; -1: none.
+        compiled: as ``sample``'s.
+
+    Attributes:
+        numbers: the number of each lane's sample, from 0.
+        logits_BV: by which the latest characters were drawn.
+    """
+
+    def __init__(
+        self, model: CharModel, prompt: Ids, config: SampleConfig, never: int, compiled: bool
+    ) -> None:
+        self.numbers = [*range(config.count)]
+        self._model, self._config, self._compiled, self._never = model, config, compiled, never
+        self._points = _points(config)
+        self._points_SB = next(self._points)
+        self._stepper, logits_V = _read(model, prompt, config, compiled)
+        self._in_c = self._draw_in_c()
+        self.logits_BV = logits_V[None].repeat(config.count, axis=0)
+        self._drawn_B: NDArray[np.int64] | None = None
+
+    def draw(self, most: int) -> list[list[int]]:
+        """Draw the next characters, up to so many of each sample, and return them by time steps.
+
+        Only the last step may have drawn a 0.
+        """
+        if not len(self._points_SB):
+            self._points_SB = next(self._points)
+        points_SB = self._points_SB[:most]
+        if len(self.numbers) < self._config.count:
+            points_SB = points_SB[:, self.numbers]
+        if self._drawn_B is None:
+            drawn_SB = self._first(points_SB[0])[None]
+        elif self._in_c is not None:
+            drawn_SB = self._in_c.next(self._drawn_B, points_SB)
+            self.logits_BV = self._in_c.logits_BV
+        else:
+            del self.logits_BV  # before the next ones are computed: they can take much memory
+            self.logits_BV = self._stepper.step(self._drawn_B)
+            drawn_SB = _drawn(self.logits_BV, points_SB[0], self._config, self._never)[None]
+        self._points_SB = self._points_SB[len(drawn_SB) :]
+        self._drawn_B = drawn_SB[-1]
+        rows: list[list[int]] = drawn_SB.tolist()
+        return rows
+
+    def keep(self, lanes: list[int]) -> None:
+        """Go on with the samples of these lanes alone."""
+        assert self._drawn_B is not None, "nothing has been drawn yet"
+        hidden = take_lanes(self._stepper.hidden(), lanes)
+        self._drawn_B, self.numbers = self._drawn_B[lanes], [self.numbers[lane] for lane in lanes]
+        del self._stepper, self._in_c  # free their matrices first: there may be no room for both
+        self._stepper = _stepper(self._model, hidden, self._config.weights, self._compiled)
+        self._in_c = self._draw_in_c()
+
+    def _draw_in_c(self) -> BoundSteps | None:
+        """Return the step in C, set to draw as is asked for; None if there is none that can."""
+        in_c = self._stepper.in_c
+        if in_c is None or self._config.temperature == 0 or self._config.truncates:
+            return None
+        in_c.set_draws(self._config.temperature, self._never)
+        return in_c
+
+    def _first(self, points_B: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Draw the characters that follow the prompt."""
+        if self._in_c is None:
+            return _drawn(self.logits_BV, points_B, self._config, self._never)
+        return self._in_c.draw(self.logits_BV, points_B)
 
 
 def collect(count: int, steps: Iterable[Drawn]) -> list[list[int]]:
@@ -301,15 +361,6 @@ def _stepper(model: CharModel, hidden: Hidden, weights: WeightsName, compiled: b
     return CompiledStepper(in_c, model, hidden, weights)
 
 
-def _drawing_in_c(stepper: Stepper, config: SampleConfig, never: int) -> BoundSteps | None:
-    """Return the step in C, set to draw so; None if there is none, or none that can."""
-    in_c = stepper.in_c
-    if in_c is None or config.temperature == 0 or config.truncates:
-        return None
-    in_c.set_draw(config.temperature, never)
-    return in_c
-
-
 def _compiled(model: CharModel, compiled: bool) -> Steps | None:
     """Return a step in C, if there is one for this model, and one may be waited for."""
     return steps() if compiled and model.device.type == "cpu" else None
@@ -338,13 +389,13 @@ Stepper = NumpyStepper | CompiledStepper | _ModelStepper
 
 
 def _points(config: SampleConfig) -> Iterator[NDArray[np.float64]]:
-    """Yield each step's random numbers, one in [0, 1) for each sample."""
+    """Yield random numbers points_SB of some steps, one in [0, 1) for each sample."""
     # Seed words have 32 bits: the higher bits of a larger seed make a word of their own.
     rest, seed = divmod(config.seed, 1 << 32)
     of_samples = ([seed, n, rest] for n in range(config.count))
     streams = [np.random.Generator(np.random.Philox(seed=words)) for words in of_samples]
     while True:
-        yield from np.stack([stream.random(DRAWS) for stream in streams], axis=1)
+        yield np.stack([stream.random(DRAWS) for stream in streams], axis=1)
 
 
 def _drawn(
