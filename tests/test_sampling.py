@@ -164,9 +164,10 @@ def steps_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def note(owner: object, name: str) -> None:
         step = getattr(owner, name)
 
-        def noted_step(symbols_B: NDArray[np.integer], *of: Any) -> Any:
-            result = step(symbols_B, *of)
-            made.extend([len(symbols_B)] * (1 if name == "step" else len(result)))
+        def noted_step(given: NDArray[Any]) -> Any:
+            result = step(given)
+            lanes = given.shape[-1]
+            made.extend([lanes] * (1 if name == "step" else len(result)))
             return result
 
         monkeypatch.setattr(owner, name, noted_step)
@@ -330,9 +331,9 @@ class TestSample:
         model, asked, real = make_model(), [], BoundSteps.next
         monkeypatch.setattr(sampling, "AT_A_TIME", most * 3 * model.multiply_adds())
 
-        def next_(in_c: BoundSteps, symbols_B: Any, points_SB: NDArray[np.float64]) -> Any:
+        def next_(in_c: BoundSteps, points_SB: NDArray[np.float64]) -> Any:
             asked.append(len(points_SB))
-            return real(in_c, symbols_B, points_SB)
+            return real(in_c, points_SB)
 
         monkeypatch.setattr(BoundSteps, "next", next_)
         whole = texts(model, VOCABULARY, "ab", SampleConfig(length=191, count=3))

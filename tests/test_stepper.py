@@ -205,10 +205,11 @@ def test_next_symbols_are_what_steps_and_draws_give(
         many, one = (CompiledStepper(steps_for(engine), model, hidden, "fp32") for _ in range(2))
         many.in_c.set_draws(0.8, never)
         one.in_c.set_draws(0.8, -1)
+        many.in_c.read_next(read_B)
         symbols_B, seen = read_B, []
         for steps in (1, 2, 5, 64, 64):
             points_SB = chance.random((steps, lanes))
-            drawn_SB = many.in_c.next(symbols_B, points_SB)
+            drawn_SB = many.in_c.next(points_SB)
             assert 1 <= len(drawn_SB) <= steps
             assert (drawn_SB[:-1] > 0).all()
             assert len(drawn_SB) == steps or 0 in drawn_SB[-1]

@@ -116,7 +116,8 @@ class _Task(ctypes.Structure):
     )
 
 
-_NO_DRAW = ctypes.c_long(0)
+#: Made once, as making one takes as long as passing it.
+_COUNTS = [ctypes.c_long(count) for count in range(MOST_STEPS + 1)]
 
 
 class BoundSteps:
@@ -175,7 +176,8 @@ class BoundSteps:
         ]
         room = np.empty(max(library.step_room(*way, self._at) for way in ways), np.float32)
         self._task.room = room.ctypes.data
-        self._run = Fastest([partial(library.step, *way) for way in ways])
+        functions = [partial(library.step, *way) for way in ways]
+        self._run = Fastest(functions) if len(ways) > 1 else functions[0]
         self._draw = library.draw
         #: Keeps alive what C has the addresses of.
         self._held = (addresses, fields, table_VG, head, head_bias_V, room)
@@ -183,33 +185,33 @@ class BoundSteps:
     def step(self, symbols_B: NDArray[np.integer]) -> NDArray[np.float32]:
         """Read one more character of every text, and return logits_BV for the next one."""
         self._symbols_B[:] = symbols_B
-        self._run(_NO_DRAW, self._at)
+        self._run(_COUNTS[0], self._at)
         return self.logits_BV.copy()
 
     def set_draws(self, temperature: float, never: int) -> None:
         """Say how to draw: at a temperature above 0, and which symbol never (-1: none)."""
         self._task.temperature, self._task.never = temperature, never
 
-    def next(
-        self, symbols_B: NDArray[np.integer], points_SB: NDArray[np.float64]
-    ) -> NDArray[np.int64]:
-        """Read one more character of every text and draw the next one, S times.
+    def read_next(self, symbols_B: NDArray[np.integer]) -> None:
+        """Say what ``next`` reads first, where that is not what was drawn last."""
+        self._symbols_B[:] = symbols_B
+
+    def next(self, points_SB: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Read the latest character of every text and draw the next one, S times.
 
         The draw of a text with a logit that is no number, or with none above -inf, is 0. So it
         ends early with the first time that a 0 is drawn.
 
         Args:
-            symbols_B: The characters to read first.
             points_SB: Where each draw is in the cumulative distribution, from 0 to 1 exclusively;
                 1 <= S <= MOST_STEPS.
 
         Returns:
             What is drawn, [S, B] or fewer times; the next call overwrites it.
         """
-        self._symbols_B[:] = symbols_B
         most = len(points_SB)
         self._points_SB[:most] = points_SB
-        return self._drawn_SB[: self._run(ctypes.c_long(most), self._at)]
+        return self._drawn_SB[: self._run(_COUNTS[most], self._at)]
 
     def draw(
         self, logits_BV: NDArray[np.float32], points_B: NDArray[np.float64]

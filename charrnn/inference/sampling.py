@@ -241,43 +241,47 @@ class _Texts:
         self._model, self._config, self._compiled, self._never = model, config, compiled, never
         self._points = _points(config)
         self._points_SB = next(self._points)
+        self._used = 0  # of these steps' points
         self._stepper, logits_V = _read(model, prompt, config, compiled)
         self._in_c = self._draw_in_c()
         self.logits_BV = logits_V[None].repeat(config.count, axis=0)
-        self._drawn_B: NDArray[np.int64] | None = None
+        self._drawn_SB: NDArray[np.int64] | None = None
 
     def draw(self, most: int) -> list[list[int]]:
         """Draw the next characters, up to so many of each sample, and return them by time steps.
 
         Only the last step may have drawn a 0.
         """
-        if not len(self._points_SB):
-            self._points_SB = next(self._points)
-        points_SB = self._points_SB[:most]
+        if self._used == DRAWS:
+            self._points_SB, self._used = next(self._points), 0
+        points_SB = self._points_SB[self._used : self._used + most]
         if len(self.numbers) < self._config.count:
             points_SB = points_SB[:, self.numbers]
-        if self._drawn_B is None:
+        if self._drawn_SB is None:
             drawn_SB = self._first(points_SB[0])[None]
         elif self._in_c is not None:
-            drawn_SB = self._in_c.next(self._drawn_B, points_SB)
+            drawn_SB = self._in_c.next(points_SB)
             self.logits_BV = self._in_c.logits_BV
         else:
             del self.logits_BV  # before the next ones are computed: they can take much memory
-            self.logits_BV = self._stepper.step(self._drawn_B)
+            self.logits_BV = self._stepper.step(self._drawn_SB[-1])
             drawn_SB = _drawn(self.logits_BV, points_SB[0], self._config, self._never)[None]
-        self._points_SB = self._points_SB[len(drawn_SB) :]
-        self._drawn_B = drawn_SB[-1]
         rows: list[list[int]] = drawn_SB.tolist()
+        self._drawn_SB = drawn_SB
+        self._used += len(rows)
         return rows
 
     def keep(self, lanes: list[int]) -> None:
         """Go on with the samples of these lanes alone."""
-        assert self._drawn_B is not None, "nothing has been drawn yet"
+        assert self._drawn_SB is not None, "nothing has been drawn yet"
         hidden = take_lanes(self._stepper.hidden(), lanes)
-        self._drawn_B, self.numbers = self._drawn_B[lanes], [self.numbers[lane] for lane in lanes]
+        self._drawn_SB = self._drawn_SB[:, lanes]
+        self.numbers = [self.numbers[lane] for lane in lanes]
         del self._stepper, self._in_c  # free their matrices first: there may be no room for both
         self._stepper = _stepper(self._model, hidden, self._config.weights, self._compiled)
         self._in_c = self._draw_in_c()
+        if self._in_c is not None:
+            self._in_c.read_next(self._drawn_SB[-1])
 
     def _draw_in_c(self) -> BoundSteps | None:
         """Return the step in C, set to draw as is asked for; None if there is none that can."""
