@@ -544,6 +544,16 @@ class TestBadInput:
             MemoryError(),
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ..."),
             RuntimeError("std::bad_alloc"),
+        ],
+    )
+    def test_memory_that_is_refused(
+        self, stopped_by: Callable[[Exception], str], error: Exception
+    ) -> None:
+        assert stopped_by(error) == "charrnn: out of memory: close other programs\n"
+
+    @pytest.mark.parametrize(
+        "error",
+        [
             torch.OutOfMemoryError("CUDA out of memory."),
             torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be ..."),
             RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(...)`"),
@@ -551,10 +561,12 @@ class TestBadInput:
             RuntimeError("MPS backend out of memory (MPS allocated: 7.64 GiB, other ...)"),
         ],
     )
-    def test_memory_that_is_refused(
+    def test_memory_that_a_gpu_refuses(
         self, stopped_by: Callable[[Exception], str], error: Exception
     ) -> None:
-        assert stopped_by(error) == "charrnn: out of memory: close other programs\n"
+        assert stopped_by(error) == (
+            "charrnn: out of memory: close other programs, or give --device cpu\n"
+        )
 
     def test_memory_that_is_refused_to_a_training(
         self, cli: Cli, texts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

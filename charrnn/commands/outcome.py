@@ -150,7 +150,8 @@ def _noted(message: str, error: Exception) -> str:
 def _remedy(error: Exception, arguments: Sequence[str]) -> str:
     """Return what helps a command that ran out of memory."""
     if not {"train", "compare"} & set(arguments[:1]):
-        return "close other programs"
+        elsewhere = ", or give --device cpu" if _ran_out_on_a_gpu(error) else ""
+        return f"close other programs{elsewhere}"
     # A resumed run keeps its sizes.
     if "--resume" in arguments or hasattr(error, "__notes__"):
         return "continue on a machine with more, or with another --device"
@@ -163,19 +164,23 @@ def _remedy(error: Exception, arguments: Sequence[str]) -> str:
 
 def _is_out_of_memory(error: Exception) -> bool:
     """Return whether memory ran out: in Python, on a GPU, or in torch on the CPU."""
+    refusals = ("can't allocate memory", "std::bad_alloc", "Storage size calculation overflowed")
+    return (
+        isinstance(error, MemoryError)
+        or _ran_out_on_a_gpu(error)
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in refusals))
+    )
+
+
+def _ran_out_on_a_gpu(error: Exception) -> bool:
     # By name and text: torch may not be imported yet, and only its own CUDA allocator raises a
-    # special class; with CUDA itself, its libraries, MPS and the CPU only the message tells.
+    # special class; with CUDA itself, its libraries and MPS only the message tells.
     refusals = (
-        "can't allocate memory",
-        "std::bad_alloc",
-        "Storage size calculation overflowed",
         "CUDA error: out of memory",
         "STATUS_ALLOC_FAILED",  # cuBLAS and others of CUDA's libraries
         "DEVICE_ALLOCATION_FAILED",  # cuDNN since 9.0
         "backend out of memory",  # MPS
     )
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and any(words in str(error) for words in refusals))
+    return type(error).__name__ == "OutOfMemoryError" or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in refusals)
     )
