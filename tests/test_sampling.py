@@ -25,6 +25,7 @@ from charrnn.inference.sampling import (
     next_probabilities,
     prepare_prompt,
     sample,
+    unwarned,
 )
 from charrnn.inference.stepper import CompiledStepper, NumpyStepper
 from charrnn.network.model import CharModel
@@ -329,7 +330,8 @@ class TestSample:
     ) -> None:
         """So long as a signal need not wait for too much."""
         model, asked, real = make_model(), [], BoundSteps.next
-        monkeypatch.setattr(sampling, "AT_A_TIME", most * 3 * model.multiply_adds())
+        work = model.multiply_adds() + 10 * VOCABULARY.size
+        monkeypatch.setattr(sampling, "AT_A_TIME", most * 3 * work)
 
         def next_(in_c: BoundSteps, points_SB: NDArray[np.float64]) -> Any:
             asked.append(len(points_SB))
@@ -361,20 +363,33 @@ class TestSample:
         with pytest.raises(NonFiniteError, match=r"predictions are not finite: .* lower --lr"):
             next(sample(model, VOCABULARY, np.array([1]), config))
 
-    @pytest.mark.parametrize("temperature", [0, 1])
+    @pytest.mark.parametrize(("temperature", "count"), [(0, 1), (1, 1), (1, 3)])
     @pytest.mark.usefixtures("engine")
-    def test_so_are_those_that_are_too_large_later(self, temperature: float) -> None:
+    def test_so_are_those_that_are_too_large_later(self, temperature: float, count: int) -> None:
         """The predictions after the prompt are finite, those after a later character are not."""
-        model, config = make_model(), SampleConfig(length=50, temperature=temperature)
-        (free,) = collect(1, sample(model, VOCABULARY, np.array([1]), config))
-        late = max(set(free[:-1]) - {1}, key=free.index)
+        model = make_model()
+        config = SampleConfig(length=50, temperature=temperature, count=count)
+        free = [symbols for _, symbols in sample(model, VOCABULARY, np.array([1]), config)]
+        found = {symbol: step for step in range(48, -1, -1) for symbol in free[step]}
+        late = max(found.keys() - {1}, key=lambda symbol: found[symbol])
+        assert found[late] > 1
         with torch.no_grad():
             model.embedding.weight[late] = torch.nan
-        drawn: list[int] = []
+        drawn: list[list[int]] = []
         steps = sample(model, VOCABULARY, np.array([1]), config)
         with pytest.raises(NonFiniteError, match="predictions are not finite"):
-            drawn.extend(symbol for _, (symbol,) in steps)
-        assert drawn == free[: free.index(late) + 1]
+            drawn.extend(symbols for _, symbols in steps)
+        assert drawn == free[: found[late] + 1]
+
+    @pytest.mark.parametrize("count", [1, 3])
+    @pytest.mark.usefixtures("engine")
+    def test_where_only_the_unknown_symbol_could_follow_nothing_is_drawn(self, count: int) -> None:
+        model = make_model()
+        with torch.no_grad():
+            model.head.bias[UNKNOWN + 1 :] = -torch.inf
+        steps = sample(model, VOCABULARY, np.array([1]), SampleConfig(length=5, count=count))
+        with unwarned(), pytest.raises(NonFiniteError, match="predictions are not finite"):
+            next(steps)
 
     def test_what_would_follow_a_sample_that_is_complete_does_not_matter(self) -> None:
         model, words = make_model(), VOCABULARY

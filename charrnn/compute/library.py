@@ -29,17 +29,17 @@ class Library:
 
     Attributes:
         FILE: the name of the C file, in this package.
-        SIZES: those of the file's own functions that return something: a long.
+        LONGS: the file's own functions that return something, a long.
         flaw: why it was compiled for any processor rather than for this one; None: it was not.
     """
 
     FILE: ClassVar[str]
-    SIZES: ClassVar[Sequence[str]]
+    LONGS: ClassVar[Sequence[str]]
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self.flaw: str | None = None
-        for name in self.SIZES:
+        for name in self.LONGS:
             getattr(library, name).restype = ctypes.c_long
 
 

@@ -28,7 +28,7 @@ class Passes(Library):
     """
 
     FILE = "passes.c"
-    SIZES = ("loss_room",)
+    LONGS = ("loss_room",)
 
     def dropout(self, x: Tensor, seed: int, masks: int, least_kept: int, scale: float) -> Tensor:
         """Return x under one mask after the other, along its first axis.

@@ -53,7 +53,7 @@ class Loops(Multiplier):
     """
 
     FILE = "recurrence.c"
-    SIZES = ("gradient_room",)
+    LONGS = ("gradient_room",)
 
     def __init__(self, library: ctypes.CDLL) -> None:
         super().__init__(library)

@@ -1,4 +1,4 @@
-/* One more character of several texts: all layers of a model, its head, and a draw.
+/* More characters of several texts: all layers of a model, its head, and draws.
  *
  * A step is a handful of products, each of which reads a matrix once; a single call keeps the
  * overhead small. Threads share out the lanes; or they share out the units, and wait for each

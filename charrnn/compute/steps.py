@@ -53,7 +53,7 @@ class Steps(Multiplier):
     """The functions of ``step.c``."""
 
     FILE = "step.c"
-    SIZES = ("step_room", "step")
+    LONGS = ("step_room", "step")
 
     def matrix(self, weight_NK: Tensor, scale_N: Tensor | None = None) -> Tensor:
         """Return a matrix in the layout that ``step.c`` reads.

@@ -26,6 +26,7 @@ class Fastest:
 
     Args:
         functions: what to choose from. What a call does must not depend on which one is called.
+            Calls should do about equally much: a mean over all of them decides.
     """
 
     def __init__(self, functions: Sequence[Callable[..., object]]) -> None:

@@ -186,7 +186,8 @@ def sample(
         prompt = _first_symbol(vocabulary)
     most = 1  # a single sample is shown as it is drawn, and a stop looked for after every character
     if config.count > 1 and stop is None:
-        most = min(DRAWS, max(1, AT_A_TIME // (config.count * model.multiply_adds())))
+        work = model.multiply_adds() + 10 * vocabulary.size  # a power takes as long as ten
+        most = min(DRAWS, max(1, AT_A_TIME // (config.count * work)))
     model.eval()
     try:
         texts = _Texts(model, prompt, config, -1 if vocabulary.is_bytes else UNKNOWN, compiled)
@@ -194,11 +195,11 @@ def sample(
         open_lanes, produced = [*range(config.count)], 0
         while True:
             rows = texts.draw(min(most, config.length - produced) if config.length else most)
-            # NaN probabilities draw symbol 0, which is otherwise (almost) never drawn.
-            if 0 in rows[-1] or config.temperature == 0:
-                _refuse_non_finite(texts.logits_BV.max(axis=1)[open_lanes])
             produced += len(rows)
             for drawn in rows:
+                # NaN probabilities draw symbol 0, which is otherwise (almost) never drawn.
+                if drawn is rows[-1] and (0 in drawn or config.temperature == 0):
+                    _refuse_non_finite(texts.logits_BV.max(axis=1)[open_lanes])
                 if len(open_lanes) == len(numbers):
                     yield numbers, drawn
                 else:
@@ -295,7 +296,9 @@ class _Texts:
         """Draw the characters that follow the prompt."""
         if self._in_c is None:
             return _drawn(self.logits_BV, points_B, self._config, self._never)
-        return self._in_c.draw(self.logits_BV, points_B)
+        drawn_B = self._in_c.draw(self.logits_BV, points_B)
+        self.logits_BV = self._in_c.logits_BV
+        return drawn_B
 
 
 def collect(count: int, steps: Iterable[Drawn]) -> list[list[int]]:

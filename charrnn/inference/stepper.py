@@ -4,7 +4,7 @@ A step of one character is a handful of matrix-vector products, each of which re
 once: it is limited by memory bandwidth, and everything else is overhead. The lowest layer's input
 product can take only V values, so it is computed once and looked up.
 
-Steps run in C, one call each (``steps``); or, where nothing compiles or nobody wants to wait for a
+Steps run in C (``steps``); or, where nothing compiles or nobody wants to wait for a
 compiler, in numpy, whose calls cost a fraction of torch's. There the logistic function is computed
 from tanh of half the argument, so that one tanh call serves all gates of a step.
 
