@@ -283,11 +283,6 @@ class SampleConfig:
     weights: WeightsName = "fp32"
     """Number format of the weights where a CPU generates character by character."""
 
-    @property
-    def truncates(self) -> bool:
-        """Whether only the likeliest characters are drawn; C draws by temperature alone."""
-        return self.top_k is not None or self.top_p is not None
-
     def __post_init__(self) -> None:
         rules = {
             "length": _WHOLE,

@@ -142,6 +142,14 @@ class TestProbabilities:
         p_BV = next_probabilities(logits_BV, SampleConfig(temperature=1e20, **options))
         assert p_BV.tolist() == [[0, 0, 1, 0]]
 
+    @pytest.mark.parametrize("options", [{}, {"temperature": 0}, {"top_k": 2}, {"top_p": 0.9}])
+    def test_what_is_not_finite_gives_no_probability(self, options: dict[str, Any]) -> None:
+        no, inf = np.nan, np.inf
+        logits_BV = np.array([[3, no, 2], [no, 3, 1], [1, 0, inf], [-inf, -inf, -inf], [1, 2, 3]])
+        with unwarned():
+            p_BV = next_probabilities(logits_BV, SampleConfig(**options))
+        assert [np.isnan(p_V).all() for p_V in p_BV] == [True] * 4 + [False]
+
     def test_what_must_not_be_drawn_has_no_share(self) -> None:
         logits_BV = np.array([[-np.inf, 1.0, 1.0]])
         for config in (SampleConfig(top_p=0.99), SampleConfig(top_k=3), SampleConfig()):

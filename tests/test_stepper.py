@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
-from typing import get_args
+from typing import Any, get_args
 from unittest.mock import Mock
 
 import numpy as np
@@ -80,14 +80,14 @@ def make_stepper(
 
 
 def drawing(engine: str, lanes: int, symbols: int) -> Callable[..., NDArray[np.int64]]:
-    """Return C's draw for so many texts, by logits, points and a temperature."""
+    """Return C's draw for so many texts, by logits, points and how to draw."""
     model = make_model("rnn", 1, hidden=1, symbols=symbols)
     in_c = CompiledStepper(steps_for(engine), model, model.initial_hidden(lanes), "fp32").in_c
 
     def draw(
-        logits_BV: NDArray[np.float32], points_B: NDArray[np.float64], temperature: float
+        logits_BV: NDArray[np.float32], points_B: NDArray[np.float64], **options: Any
     ) -> NDArray[np.int64]:
-        in_c.set_draws(temperature, -1)
+        in_c.set_draws(SampleConfig(**options), -1)
         return in_c.draw(logits_BV, points_B)
 
     return draw
@@ -163,7 +163,7 @@ def test_c_draws_as_numpy_does(lanes: int, symbols: int, temperature: float, eng
     points_B = chance.random(lanes)
     points_B[1::9], points_B[2::9] = 0, np.nextafter(1, 0)
     draw = drawing(engine, lanes, symbols)
-    drawn_B = draw(logits_BV, points_B, temperature)
+    drawn_B = draw(logits_BV, points_B, temperature=temperature)
     assert drawn_B.dtype == np.int64
 
     p_BV = next_probabilities(logits_BV, SampleConfig(temperature=temperature))
@@ -176,7 +176,50 @@ def test_c_draws_as_numpy_does(lanes: int, symbols: int, temperature: float, eng
     # At the outermost points numpy also draws what is less likely than e^-87.
     inner_B = (points_B > 0) & (points_B < 1 - 1e-9)
     assert (drawn_B == _draw(p_BV, points_B))[inner_B].mean() >= 0.99
-    assert np.array_equal(draw(logits_BV, points_B, temperature), drawn_B)
+    assert np.array_equal(draw(logits_BV, points_B, temperature=temperature), drawn_B)
+
+
+@pytest.mark.parametrize("engine", COMPILED)
+@pytest.mark.parametrize("symbols", [11, 37, 500])
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0},
+        {"temperature": 0, "top_k": 3, "top_p": 0.5},
+        {"temperature": 0.7, "top_k": 1},
+        {"temperature": 1.3, "top_k": 7},
+        {"top_k": 490},
+        {"top_k": 1 << 62},
+        {"top_p": 1e-300},
+        {"temperature": 0.8, "top_p": 0.31},
+        {"temperature": 1e38, "top_p": 0.62},
+        {"temperature": 1e-300, "top_p": 0.91},
+        {"top_p": 0.999},
+        {"top_p": 1.0},
+        {"temperature": 2.3, "top_k": 9, "top_p": 0.83},
+    ],
+)
+def test_c_keeps_the_likeliest_as_numpy_does(
+    symbols: int, alike: bool, options: dict[str, Any], engine: str
+) -> None:
+    """Of equal ones those with lower ids; the outermost points show the outermost that are kept."""
+    chance, lanes = np.random.default_rng(6), 60
+    logits_BV = chance.normal(0, 3, (lanes, symbols)).astype(np.float32)
+    if alike:
+        logits_BV = logits_BV.round()  # to -0.0, too, which equals 0.0
+    logits_BV[:, [0, -1]] = -np.inf
+    p_BV = next_probabilities(logits_BV, SampleConfig(**options))
+    draw = drawing(engine, lanes, symbols)
+    first_B = draw(logits_BV, np.zeros(lanes), **options)
+    last_B = draw(logits_BV, np.full(lanes, np.nextafter(1, 0)), **options)
+    kept = [np.flatnonzero(p_V > 1e-30) for p_V in p_BV]
+    assert first_B.tolist() == [ids[0] for ids in kept]
+    assert last_B.tolist() == [ids[-1] for ids in kept]
+    for points_B in chance.random((9, lanes)):
+        drawn_B = draw(logits_BV, points_B, **options)
+        assert (drawn_B == _draw(p_BV, points_B)).mean() >= 0.98
+        assert (p_BV[np.arange(lanes), drawn_B] > 0).all()
 
 
 @pytest.mark.parametrize("engine", COMPILED)
@@ -196,8 +239,8 @@ def test_next_symbols_are_what_steps_and_draws_give(
     for threads in (1, 2, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
         many, one = (CompiledStepper(steps_for(engine), model, hidden, "fp32") for _ in range(2))
-        many.in_c.set_draws(0.8, never)
-        one.in_c.set_draws(0.8, -1)
+        many.in_c.set_draws(SampleConfig(temperature=0.8), never)
+        one.in_c.set_draws(SampleConfig(temperature=0.8), -1)
         many.in_c.read_next(read_B)
         symbols_B, seen = read_B, []
         for steps in (1, 2, 5, 64, 64):
@@ -225,18 +268,24 @@ def test_c_draws_rare_symbols_as_often_as_they_are(engine: str) -> None:
     logits_BV[:, 0] = np.linspace(-86, -20, 40)
     p_B = np.exp(logits_BV[:, 0].astype(np.float64)) / 2
     draw = drawing(engine, 40, 3)
-    assert (draw(logits_BV, p_B * 0.999, 1.0) == 0).all()
-    assert (draw(logits_BV, p_B * 1.001, 1.0) == 1).all()
+    assert (draw(logits_BV, p_B * 0.999) == 0).all()
+    assert (draw(logits_BV, p_B * 1.001) == 1).all()
 
 
 @pytest.mark.parametrize("engine", COMPILED)
-def test_c_draws_symbol_0_where_no_prediction_is_finite(engine: str) -> None:
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.5}, {"temperature": 0}, {"top_k": 2}, {"top_p": 0.9}]
+)
+def test_c_draws_symbol_0_where_no_prediction_is_finite(
+    options: dict[str, Any], engine: str
+) -> None:
     logits_BV = np.zeros((5, 3), np.float32)
     logits_BV[0, 1] = np.nan
     logits_BV[1, 2] = np.nan
     logits_BV[2, 1] = np.inf
     logits_BV[3] = -np.inf
-    drawn_B = drawing(engine, 5, 3)(logits_BV, np.full(5, 0.9), 0.5)
+    logits_BV[4, 2] = 1
+    drawn_B = drawing(engine, 5, 3)(logits_BV, np.full(5, 0.9), **options)
     assert drawn_B.tolist() == [0, 0, 0, 0, 2]
 
 

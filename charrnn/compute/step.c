@@ -32,7 +32,9 @@ typedef struct {
     float *room;              /* [step_room]: scratch space */
     const double *points;     /* [steps, B], from 0 to 1 exclusively: what to draw */
     int64_t *drawn;           /* [steps, B], written */
-    double temperature;       /* above 0 */
+    double temperature;       /* 0: the likeliest symbol */
+    double top_p;             /* of the likeliest symbols that reach this; at least 1: of all */
+    int64_t top_k;            /* of so many of the likeliest symbols */
     int64_t never;            /* the symbol that is not drawn, or -1 */
     int64_t made;             /* how many steps of few lanes have been made */
 } task;
@@ -70,25 +72,95 @@ static double sum_of(long count, const float *powers)
     return sum;
 }
 
+static double total_of(long vocabulary, const float *powers)
+{
+    double all = 0;
+    for (long from = 0; from < vocabulary; from += BLOCK)
+        all += sum_of(least(BLOCK, vocabulary - from), powers + from);
+    return all;
+}
+
+/* A float's bits as an integer that is in the order of the floats; and the other way round. */
+INLINE int32_t ordered(int32_t bits) { return bits ^ (bits >> 31 & 0x7fffffff); }
+
+/* What symbols with this logit or a larger one have together: their number or their powers. */
+INLINE double reached(const int counted, float logit, long vocabulary, const float *logits,
+                      const float *powers)
+{
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (long j = 0; j < vocabulary; j++)
+        sum += logits[j] < logit ? 0.0f : counted ? 1.0f : powers[j];
+    return sum;
+}
+
+/* Keep the fewest of the likeliest symbols whose number, or whose powers, reach `enough`; of equal
+ * ones the first. The powers of all others become 0. `most` is the largest logit. */
+INLINE void keep_likeliest(const int counted, double enough, float most, long vocabulary,
+                           const float *logits, float *powers)
+{
+    /* Halve the floats among which is the largest logit from which on enough is reached. */
+    union { float value; int32_t bits; } lowest = {-__builtin_inff()}, cut = {most};
+    int64_t low = ordered(lowest.bits), high = ordered(cut.bits);
+    double above = 0; /* of the symbols with a larger logit than that */
+    while (low < high) {
+        const double sum = reached(counted, cut.value, vocabulary, logits, powers);
+        if (sum < enough) {
+            high = ordered(cut.bits) - 1;
+            above = sum;
+        } else {
+            low = ordered(cut.bits);
+        }
+        cut.bits = ordered(high - (high - low) / 2);
+    }
+    for (long j = 0; j < vocabulary; j++) {
+        if (logits[j] > cut.value)
+            continue;
+        if (logits[j] == cut.value && above < enough)
+            above += counted ? 1.0f : powers[j];
+        else
+            powers[j] = 0;
+    }
+}
+
+/* Keep what top-k and top-p let through; return the sum of its powers. Inlined, this would slow
+ * down the draws without it. */
+static __attribute__((noinline)) double truncated(const task *of, double all, float most,
+                                                  const float *logits, float *powers)
+{
+    const long top_k = of->temperature == 0 ? 1 : of->top_k;
+    if (top_k < of->vocabulary) {
+        keep_likeliest(1, top_k, most, of->vocabulary, logits, powers);
+        all = total_of(of->vocabulary, powers);
+    }
+    if (of->top_p < 1) {
+        keep_likeliest(0, of->top_p * all, most, of->vocabulary, logits, powers);
+        all = total_of(of->vocabulary, powers);
+    }
+    return all;
+}
+
 /* Draw a symbol: the first at which the probabilities so far add up to more than a point. They are
  * e^(logit / temperature), within four millionths of each, or 0 below e^-87 times the largest.
  * It is symbol 0 if a logit is no number, or none is above -inf. */
-static int64_t drawn_symbol(long vocabulary, const float *logits, double temperature,
-                            double point, float *powers)
+static int64_t drawn_symbol(const task *of, const float *logits, double point, float *powers)
 {
+    const long vocabulary = of->vocabulary;
     float most = logits[0];
 #pragma omp simd reduction(max : most)
     for (long j = 1; j < vocabulary; j++)
         most = logits[j] > most ? logits[j] : most;
     /* 0 times infinity would be no number. */
-    const double scale = temperature < 1e-300 ? 1e300 : 1 / temperature;
+    const double scale = of->temperature < 1e-300 ? 1e300 : 1 / of->temperature;
     for (long j = 0; j < vocabulary; j++) {
         const float power = (float)(((double)logits[j] - most) * scale);
         powers[j] = power < -87.0f ? 0.0f : exponential(power, 0.0f);
     }
-    double all = 0;
-    for (long from = 0; from < vocabulary; from += BLOCK)
-        all += sum_of(least(BLOCK, vocabulary - from), powers + from);
+    double all = total_of(vocabulary, powers);
+    if (!(all > 0))
+        return 0;
+    if (of->temperature == 0 || of->top_k < vocabulary || of->top_p < 1)
+        all = truncated(of, all, most, logits, powers);
     const double until = point * all;
     long at = 0;
     double sum = 0;
@@ -116,8 +188,7 @@ static void draw_lanes(const task *at, long from, long to, float *powers, long s
         float *logits = at->logits + row * at->vocabulary;
         if (at->never >= 0)
             logits[at->never] = -__builtin_inff();
-        at->symbols[row] = drawn_symbol(at->vocabulary, logits, at->temperature, at->points[row],
-                                        powers + row * stride);
+        at->symbols[row] = drawn_symbol(at, logits, at->points[row], powers + row * stride);
     }
 }
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from charrnn.compute.library import argument, compiled, refuse_misreadable
 from charrnn.compute.products import IN_C, Multiplier, ways_to_share
 from charrnn.compute.trials import Fastest
-from charrnn.config import CellName
+from charrnn.config import CellName, SampleConfig
 
 MOST_STEPS = 64
 """Most steps that one call makes."""
@@ -111,6 +111,8 @@ class _Task(ctypes.Structure):
         ("points", ctypes.c_void_p),
         ("drawn", ctypes.c_void_p),
         ("temperature", ctypes.c_double),
+        ("top_p", ctypes.c_double),
+        ("top_k", ctypes.c_int64),
         ("never", ctypes.c_int64),
         ("made", ctypes.c_int64),
     )
@@ -188,9 +190,12 @@ class BoundSteps:
         self._run(_COUNTS[0], self._at)
         return self.logits_BV.copy()
 
-    def set_draws(self, temperature: float, never: int) -> None:
-        """Say how to draw: at a temperature above 0, and which symbol never (-1: none)."""
-        self._task.temperature, self._task.never = temperature, never
+    def set_draws(self, config: SampleConfig, never: int) -> None:
+        """Say how to draw: by temperature, top-k and top-p, and which symbol never (-1: none)."""
+        task, top_k, top_p = self._task, config.top_k, config.top_p
+        task.temperature, task.never = config.temperature, never
+        task.top_k = task.vocabulary if top_k is None else top_k
+        task.top_p = 1 if top_p is None else top_p
 
     def read_next(self, symbols_B: NDArray[np.integer]) -> None:
         """Say what ``next`` reads first, where that is not what was drawn last."""

@@ -119,15 +119,16 @@ def next_probabilities(
     Returns:
         probabilities_BV in float64; every row sums to 1.
 
-        A row with a NaN or +inf, or with nothing above -inf, gives NaNs (at temperature 0: 1 at
-        the first such entry).
+        A row with a NaN or +inf, or with nothing above -inf, gives NaNs.
     """
-    if config.temperature == 0:
-        likeliest_BV = np.zeros_like(logits_BV, dtype=np.float64)
-        np.put_along_axis(likeliest_BV, logits_BV.argmax(axis=1, keepdims=True), 1.0, axis=1)
-        return likeliest_BV
     logits_BV = logits_BV.astype(np.float64)
-    p_BV: NDArray[np.float64] = logits_BV - logits_BV.max(axis=1, keepdims=True)
+    largest_B1 = logits_BV.max(axis=1, keepdims=True)
+    if config.temperature == 0:
+        likeliest_BV = np.zeros_like(logits_BV)
+        np.put_along_axis(likeliest_BV, logits_BV.argmax(axis=1, keepdims=True), 1.0, axis=1)
+        likeliest_BV += largest_B1 - largest_B1  # NaN where it is not finite
+        return likeliest_BV
+    p_BV: NDArray[np.float64] = logits_BV - largest_B1
     if config.temperature != 1:
         # The maximum was subtracted first, so a tiny temperature can only overflow to
         # minus infinity, which is right.
@@ -135,7 +136,7 @@ def next_probabilities(
             p_BV /= config.temperature
     np.exp(p_BV, out=p_BV)
     p_BV /= p_BV.sum(axis=1, keepdims=True)
-    if config.truncates:
+    if config.top_k is not None or config.top_p is not None:
         # Not by p: a high temperature can round the p of unequal logits to the same number.
         order_BV = np.argsort(-logits_BV, axis=1, kind="stable")
         sorted_BV = np.take_along_axis(p_BV, order_BV, axis=1)
@@ -198,7 +199,7 @@ def sample(
             produced += len(rows)
             for drawn in rows:
                 # NaN probabilities draw symbol 0, which is otherwise (almost) never drawn.
-                if drawn is rows[-1] and (0 in drawn or config.temperature == 0):
+                if drawn is rows[-1] and 0 in drawn:
                     _refuse_non_finite(texts.logits_BV.max(axis=1)[open_lanes])
                 if len(open_lanes) == len(numbers):
                     yield numbers, drawn
@@ -285,11 +286,10 @@ class _Texts:
             self._in_c.read_next(self._drawn_SB[-1])
 
     def _draw_in_c(self) -> BoundSteps | None:
-        """Return the step in C, set to draw as is asked for; None if there is none that can."""
+        """Return the step in C, set to draw as is asked for, if there is one."""
         in_c = self._stepper.in_c
-        if in_c is None or self._config.temperature == 0 or self._config.truncates:
-            return None
-        in_c.set_draws(self._config.temperature, self._never)
+        if in_c is not None:
+            in_c.set_draws(self._config, self._never)
         return in_c
 
     def _first(self, points_B: NDArray[np.float64]) -> NDArray[np.int64]:
