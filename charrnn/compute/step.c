@@ -32,7 +32,7 @@ typedef struct {
     float *room;              /* [step_room]: scratch space */
     const double *points;     /* [steps, B], from 0 to 1 exclusively: what to draw */
     int64_t *drawn;           /* [steps, B], written */
-    double temperature;       /* 0: the likeliest symbol */
+    double temperature;       /* at least 0 */
     double top_p;             /* of the likeliest symbols that reach this; at least 1: of all */
     int64_t top_k;            /* of so many of the likeliest symbols */
     int64_t never;            /* the symbol that is not drawn, or -1 */
@@ -128,9 +128,8 @@ INLINE void keep_likeliest(const int counted, double enough, float most, long vo
 static __attribute__((noinline)) double truncated(const task *of, double all, float most,
                                                   const float *logits, float *powers)
 {
-    const long top_k = of->temperature == 0 ? 1 : of->top_k;
-    if (top_k < of->vocabulary) {
-        keep_likeliest(1, top_k, most, of->vocabulary, logits, powers);
+    if (of->top_k < of->vocabulary) {
+        keep_likeliest(1, of->top_k, most, of->vocabulary, logits, powers);
         all = total_of(of->vocabulary, powers);
     }
     if (of->top_p < 1) {
@@ -156,12 +155,10 @@ static int64_t drawn_symbol(const task *of, const float *logits, double point, f
         const float power = (float)(((double)logits[j] - most) * scale);
         powers[j] = power < -87.0f ? 0.0f : exponential(power, 0.0f);
     }
-    double all = total_of(vocabulary, powers);
+    const double all = total_of(vocabulary, powers);
     if (!(all > 0))
         return 0;
-    if (of->temperature == 0 || of->top_k < vocabulary || of->top_p < 1)
-        all = truncated(of, all, most, logits, powers);
-    const double until = point * all;
+    const double until = point * truncated(of, all, most, logits, powers);
     long at = 0;
     double sum = 0;
     for (double next; at + BLOCK < vocabulary; at += BLOCK, sum = next) {

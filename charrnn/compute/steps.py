@@ -192,10 +192,12 @@ class BoundSteps:
 
     def set_draws(self, config: SampleConfig, never: int) -> None:
         """Say how to draw: by temperature, top-k and top-p, and which symbol never (-1: none)."""
-        task, top_k, top_p = self._task, config.top_k, config.top_p
+        task = self._task
         task.temperature, task.never = config.temperature, never
-        task.top_k = task.vocabulary if top_k is None else top_k
-        task.top_p = 1 if top_p is None else top_p
+        task.top_k = task.vocabulary if config.top_k is None else config.top_k
+        if config.temperature == 0:
+            task.top_k = 1
+        task.top_p = 1 if config.top_p is None else config.top_p
 
     def read_next(self, symbols_B: NDArray[np.integer]) -> None:
         """Say what ``next`` reads first, where that is not what was drawn last."""
