@@ -27,6 +27,7 @@ from unittest import mock
 import hypothesis
 import pytest
 import torch
+import typer.main
 
 from charrnn.compute import compiler, library, recurrence
 from charrnn.compute.device import has_capability
@@ -153,6 +154,11 @@ QUICK = ("--steps", 3, *SIZES)
 SHORT = ("--steps", 20, "--hidden", 9, "--batch-size", 3, "--bptt", 11)
 
 
+#: Typer makes all commands and their options anew for every command line, which takes longer than
+#: many of the commands that tests give.
+commands_of = cache(typer.main.get_command)
+
+
 def run_cli(*arguments: object, stdin: bytes = b"") -> Result:
     """Run a command in this process, with its own streams, which are no terminal."""
     from charrnn.cli import run_command
@@ -168,6 +174,7 @@ def run_cli(*arguments: object, stdin: bytes = b"") -> Result:
             stack.enter_context(mock.patch.object(sys, name, stream))
         stack.enter_context(mock.patch.object(sys, "argv", ["charrnn", *words]))
         stack.enter_context(mock.patch.dict(os.environ, {"COLUMNS": "100"}))
+        stack.enter_context(mock.patch.object(typer.main, "get_command", commands_of))
         code = run_command(words)
         text_out.flush()
         text_err.flush()

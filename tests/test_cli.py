@@ -232,10 +232,15 @@ def test_ctrl_c_after_the_last_line_changes_nothing() -> None:
     "words",
     [
         "train {prose} --steps 1",
-        "compare {prose} --steps 1",
-        "sample {trained} --length 5",
-        "evaluate {trained} --part valid",
-        "inspect {trained}",
+        *(
+            pytest.param(words, marks=pytest.mark.slow)
+            for words in (
+                "compare {prose} --steps 1",
+                "sample {trained} --length 5",
+                "evaluate {trained} --part valid",
+                "inspect {trained}",
+            )
+        ),
     ],
 )
 def test_ctrl_c_while_numpy_is_imported_ends_the_command(

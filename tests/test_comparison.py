@@ -297,7 +297,7 @@ class TestDifferences:
         assert seen / times > 0.8
 
     @pytest.mark.parametrize("spreads", [(1, 1, 1), (1, 1, 3.5), (4, 13, 5)])
-    @pytest.mark.parametrize("apart", [0, 1000])
+    @pytest.mark.parametrize("apart", [0, pytest.param(1000, marks=pytest.mark.slow)])
     def test_chance_supports_a_difference_in_one_comparison_of_twenty(
         self, spreads: tuple[float, ...], apart: float
     ) -> None:
@@ -987,7 +987,7 @@ class TestCompare:
         )
         assert cli("compare", "--run", tmp_path / "all", "--resume").code == 0
 
-    @pytest.mark.parametrize("how", ["gone", "damaged"])
+    @pytest.mark.parametrize("how", ["gone", pytest.param("damaged", marks=pytest.mark.slow)])
     @pytest.mark.parametrize(
         ("lost", "is_scored"), [("best", True), ("best", False), ("last", False)]
     )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 import re
 import xml.etree.ElementTree as ET
-from functools import partial
+from functools import cache, partial
 from unittest import mock
 
 import numpy as np
@@ -66,6 +66,7 @@ class TestFigures:
         assert dashes[1] == dashes[3], "the next colour's"
 
     @staticmethod
+    @cache
     def drawn(style: int) -> str:
         """The figure of a line in a style, without its colour."""
         line = Line("", (1, 2), (1, 2), style)

@@ -879,6 +879,7 @@ class TestLab:
         with pytest.raises(LessonError, match=r"ended with 3: why$"):
             lab.do("echo why >&2; exit 3")
 
+    @pytest.mark.slow
     def test_ctrl_c_stops_what_runs_side_by_side(self, text: Path, tmp_path: Path) -> None:
         program = "from tests.test_lesson import *; make_lab(Path(sys.argv[2]), Path(sys.argv[1]))"
         both = ".do('for N in 1 2; do sleep 1000 & echo $! > pid$N; done; : > begun; wait')"

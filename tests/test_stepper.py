@@ -59,6 +59,11 @@ def assert_equal(hidden: Hidden, other: Hidden) -> None:
 #: AMX's tiles).
 ENGINES = ["numpy", "native", "x86-64-v2", "x86-64-v3", "x86-64-v4", "native without tiles"]
 COMPILED = ENGINES[1:]
+#: The same for tests that take long.
+COMPILED_SLOWLY = [
+    "native",
+    *(pytest.param(engine, marks=pytest.mark.slow) for engine in COMPILED if engine != "native"),
+]
 
 
 @cache
@@ -138,7 +143,7 @@ def test_steps_give_the_logits_of_one_forward(
         torch.testing.assert_close(ours, right, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("engine", COMPILED)
+@pytest.mark.parametrize("engine", COMPILED_SLOWLY)
 @pytest.mark.parametrize("weights", get_args(WeightsName))
 def test_the_order_in_which_weights_are_read_changes_no_bit(
     cell: CellName, weights: WeightsName, engine: str
@@ -222,7 +227,7 @@ def test_c_keeps_the_likeliest_as_numpy_does(
         assert (p_BV[np.arange(lanes), drawn_B] > 0).all()
 
 
-@pytest.mark.parametrize("engine", COMPILED)
+@pytest.mark.parametrize("engine", COMPILED_SLOWLY)
 @pytest.mark.parametrize("lanes", [1, 3, 23, 70])
 def test_next_symbols_are_what_steps_and_draws_give(
     cell: CellName, lanes: int, engine: str, monkeypatch: pytest.MonkeyPatch
@@ -289,7 +294,7 @@ def test_c_draws_symbol_0_where_no_prediction_is_finite(
     assert drawn_B.tolist() == [0, 0, 0, 0, 2]
 
 
-@pytest.mark.parametrize("engine", COMPILED)
+@pytest.mark.parametrize("engine", COMPILED_SLOWLY)
 @pytest.mark.parametrize("weights", get_args(WeightsName))
 @pytest.mark.parametrize(("lanes", "width"), [(1, 37), (4, 37), (23, 37), (1, 733)])
 def test_threads_change_no_bit(

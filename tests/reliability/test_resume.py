@@ -182,6 +182,7 @@ def fast_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(charrnn.runs.training, "Clock", lambda: nullcontext(ColdClock()))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fast_clock")
 def test_resume_of_a_budget_in_minutes(tmp_path: Path, tale: Path, promise: Promise) -> None:
     """Once the minutes are planned as steps, a run resumes bit for bit.

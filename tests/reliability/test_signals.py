@@ -273,7 +273,13 @@ def test_a_signal_in_a_validation(book: Path, tmp_path: Path, number: signal.Sig
     assert saved["validated_step"] is None
 
 
-@pytest.mark.parametrize("number", CODES)
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGINT,
+        *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGTERM, signal.SIGHUP)),
+    ],
+)
 def test_a_signal_in_a_save(
     book: Path, tmp_path: Path, number: signal.Signals, promise: Promise
 ) -> None:
@@ -581,12 +587,14 @@ def endless_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.mark.parametrize(
     "words",
     [
-        ("train", "--resume", "--steps", "200", "--run"),
-        ("evaluate", "--part", "valid"),
-        ("inspect", "--part", "train", "--only", "pace"),
-        ("sample", "--length", "0"),
+        pytest.param(words, marks=marks, id=words[0])
+        for words, marks in (
+            (("train", "--resume", "--steps", "200", "--run"), pytest.mark.slow),
+            (("evaluate", "--part", "valid"), pytest.mark.slow),
+            (("inspect", "--part", "train", "--only", "pace"), pytest.mark.slow),
+            (("sample", "--length", "0"), ()),
+        )
     ],
-    ids=lambda words: words[0],
 )
 def test_a_signal_while_c_is_compiled_leaves_nothing(
     words: tuple[str, ...],
