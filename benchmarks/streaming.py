@@ -2,15 +2,18 @@
 
     python -m benchmarks.streaming --corpora DIR [--big FILE] [--quick] [--json FILE]
 
-Files are in the page cache. Every figure is for one thread and includes opening, reading,
-checking and decoding the file. With ``--big``, everything that ``train`` does before its first
-update is timed in a process of its own; the time and the process's peak memory are compared
-with those for the first 50 MB of the file.
+Files are in the page cache. Every figure is for one thread and includes opening,
+reading, checking and decoding the file. Beside them stand two limits: what only reads
+the bytes, and what also hashes them by SHA-256, as a scan does. With ``--big``,
+everything that ``train`` does before its first update is timed in a process of its own;
+the time and the process's peak memory are compared with those for the first 50 MB of
+the file.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import re
 import tempfile
 import time
@@ -61,6 +64,19 @@ def encode_all(part: Part, vocabulary: Vocabulary) -> int:
     return sum(len(vocabulary.encode_codes(codes)) for codes in part.codes())
 
 
+def read_all(part: Part) -> int:
+    """Only read a whole part's bytes, and return their number: a limit of ``encode_all``."""
+    return sum(map(len, part.encoded()))
+
+
+def hash_all(part: Part) -> str:
+    """Read a whole part's bytes and return their SHA-256: a limit of ``scan``."""
+    hasher = hashlib.sha256()
+    for data in part.encoded():
+        hasher.update(data)
+    return hasher.hexdigest()
+
+
 def measure_text(name: str, texts: Sequence[str], rounds: int, batches: int) -> list[Row]:
     corpus = scan(texts)
     part = corpus.whole
@@ -74,6 +90,8 @@ def measure_text(name: str, texts: Sequence[str], rounds: int, batches: int) -> 
         [
             lambda: scan(texts),
             lambda: encode_all(part, vocabulary),
+            lambda: read_all(part),
+            lambda: hash_all(part),
             *(partial(supply, view) for view in views),
         ],
         rounds,
@@ -83,8 +101,10 @@ def measure_text(name: str, texts: Sequence[str], rounds: int, batches: int) -> 
     rows = [
         Row(name, "scan", megabytes / seconds[0], "MB/s"),
         Row(name, "text to ids", megabytes / seconds[1], "MB/s", 200 if is_ascii else 100),
+        Row(name, "limit: read", megabytes / seconds[2], "MB/s"),
+        Row(name, "limit: read and hashed", megabytes / seconds[3], "MB/s"),
     ]
-    for view, elapsed in zip(views, seconds[2:], strict=True):
+    for view, elapsed in zip(views, seconds[4:], strict=True):
         rate = supply(view) / elapsed / 1e6
         rows.append(Row(name, f"batches of {view.batch_size} lanes x {_BPTT}", rate, "M char/s", 5))
     return rows
