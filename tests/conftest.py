@@ -100,6 +100,11 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+def slowly(*values: Any) -> list[Any]:
+    """Return values for ``pytest.mark.parametrize`` that only ``scripts/test --all`` tries."""
+    return [pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Report the promises at the end of the session, and hide GPUs from all but the GPU tests.
 
@@ -152,7 +157,6 @@ SIZES = ("--hidden", 5, "--batch-size", 2, "--bptt", 9)
 QUICK = ("--steps", 3, *SIZES)
 #: Options of a run that logs twice.
 SHORT = ("--steps", 20, "--hidden", 9, "--batch-size", 3, "--bptt", 11)
-
 
 #: Typer makes all commands and their options anew for every command line, which takes longer than
 #: many of the commands that tests give.

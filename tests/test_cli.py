@@ -48,6 +48,7 @@ from tests.conftest import (
     read_until,
     run_code,
     run_unread,
+    slowly,
 )
 
 #: A name that no file system takes.
@@ -125,13 +126,10 @@ class TestHelp:
         [
             {"OMP_THREAD_LIMIT": "1"},
             {"OMP_THREAD_LIMIT": "1", "MKL_NUM_THREADS": "2"},
-            *(
-                pytest.param(fewer, marks=pytest.mark.slow)
-                for fewer in (
-                    {"OMP_THREAD_LIMIT": "1", "MKL_DOMAIN_NUM_THREADS": "MKL_DOMAIN_ALL=2"},
-                    {"OMP_DYNAMIC": "true"},
-                    {"OMP_MAX_ACTIVE_LEVELS": "0"},
-                )
+            *slowly(
+                {"OMP_THREAD_LIMIT": "1", "MKL_DOMAIN_NUM_THREADS": "MKL_DOMAIN_ALL=2"},
+                {"OMP_DYNAMIC": "true"},
+                {"OMP_MAX_ACTIVE_LEVELS": "0"},
             ),
         ],
     )
@@ -232,14 +230,11 @@ def test_ctrl_c_after_the_last_line_changes_nothing() -> None:
     "words",
     [
         "train {prose} --steps 1",
-        *(
-            pytest.param(words, marks=pytest.mark.slow)
-            for words in (
-                "compare {prose} --steps 1",
-                "sample {trained} --length 5",
-                "evaluate {trained} --part valid",
-                "inspect {trained}",
-            )
+        *slowly(
+            "compare {prose} --steps 1",
+            "sample {trained} --length 5",
+            "evaluate {trained} --part valid",
+            "inspect {trained}",
         ),
     ],
 )

@@ -48,7 +48,15 @@ from charrnn.storage.runfolder import RunFolder
 from charrnn.storage.trained import load_model
 from charrnn.text.scanning import scan
 from charrnn.wording import printable
-from tests.conftest import SHORT, Cli, documented_fields, make_prose, needs_raw_names, run_cli
+from tests.conftest import (
+    SHORT,
+    Cli,
+    documented_fields,
+    make_prose,
+    needs_raw_names,
+    run_cli,
+    slowly,
+)
 from tests.small import make_result
 
 CPU = torch.device("cpu")
@@ -297,7 +305,7 @@ class TestDifferences:
         assert seen / times > 0.8
 
     @pytest.mark.parametrize("spreads", [(1, 1, 1), (1, 1, 3.5), (4, 13, 5)])
-    @pytest.mark.parametrize("apart", [0, pytest.param(1000, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("apart", [0, *slowly(1000)])
     def test_chance_supports_a_difference_in_one_comparison_of_twenty(
         self, spreads: tuple[float, ...], apart: float
     ) -> None:
@@ -987,7 +995,7 @@ class TestCompare:
         )
         assert cli("compare", "--run", tmp_path / "all", "--resume").code == 0
 
-    @pytest.mark.parametrize("how", ["gone", pytest.param("damaged", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("how", ["gone", *slowly("damaged")])
     @pytest.mark.parametrize(
         ("lost", "is_scored"), [("best", True), ("best", False), ("last", False)]
     )

@@ -24,7 +24,7 @@ from charrnn.runs.comparison_plan import Plan
 from charrnn.storage.checkpoint import load, save
 from charrnn.views.inside import SHADES
 from charrnn.views.page import STYLE
-from tests.conftest import Cli, make_prose, run_cli, run_unread
+from tests.conftest import Cli, make_prose, run_cli, run_unread, slowly
 from tests.pages import check, contrast
 
 
@@ -207,9 +207,7 @@ def test_a_signal_while_the_page_is_made_loses_nothing_but_the_page(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "name", ["evaluate", *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[::2])]
-)
+@pytest.mark.parametrize("name", ["evaluate", *slowly(*NAMES[::2])])
 def test_a_reader_who_leaves_does_not_take_the_page_along(
     pages: Pages, trained: Path, tmp_path: Path, name: str
 ) -> None:

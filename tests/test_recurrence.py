@@ -21,7 +21,7 @@ from charrnn.compute.device import multiplies_bf16
 from charrnn.compute.library import compile_library
 from charrnn.compute.trials import Fastest
 from charrnn.config import CELL_GATES, CellName
-from tests.conftest import compiler_of, compiles, loops_for, needs_compiler
+from tests.conftest import compiler_of, compiles, loops_for, needs_compiler, slowly
 
 T, B, H = 9, 23, 37
 
@@ -266,15 +266,8 @@ def test_sigmoid_is_within_4e_7_of_its_value_everywhere() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("options", [["-fopenmp"], pytest.param([], marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "machine",
-    [
-        "native",
-        "x86-64-v2",
-        *(pytest.param(level, marks=pytest.mark.slow) for level in ("x86-64-v3", "x86-64-v4")),
-    ],
-)
+@pytest.mark.parametrize("options", [["-fopenmp"], *slowly([])])
+@pytest.mark.parametrize("machine", ["native", "x86-64-v2", *slowly("x86-64-v3", "x86-64-v4")])
 @pytest.mark.parametrize("file", ["passes.c", "recurrence.c", "step.c"])
 def test_the_compiler_has_nothing_to_say(
     file: str, options: list[str], machine: str, tmp_path: Path

@@ -22,7 +22,7 @@ from charrnn.config import CellName, ModelConfig, SampleConfig, WeightsName
 from charrnn.inference.sampling import _draw, next_probabilities, unwarned
 from charrnn.inference.stepper import CompiledStepper, NumpyStepper
 from charrnn.network.model import CharModel, Hidden
-from tests.conftest import compiler_of, skip_without
+from tests.conftest import compiler_of, skip_without, slowly
 
 
 def make_model(cell: CellName, layers: int, hidden: int = 7, symbols: int = 11) -> CharModel:
@@ -60,10 +60,7 @@ def assert_equal(hidden: Hidden, other: Hidden) -> None:
 ENGINES = ["numpy", "native", "x86-64-v2", "x86-64-v3", "x86-64-v4", "native without tiles"]
 COMPILED = ENGINES[1:]
 #: The same for tests that take long.
-COMPILED_SLOWLY = [
-    "native",
-    *(pytest.param(engine, marks=pytest.mark.slow) for engine in COMPILED if engine != "native"),
-]
+COMPILED_SLOWLY = [COMPILED[0], *slowly(*COMPILED[1:])]
 
 
 @cache

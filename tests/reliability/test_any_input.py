@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import charrnn.inference.sampling
 from charrnn.cli import app
 from charrnn.runs.run import _Standing
-from tests.conftest import Result, give_memory, make_prose, run_cli, run_process
+from tests.conftest import Result, give_memory, make_prose, run_cli, run_process, slowly
 from tests.reliability.conftest import Promise
 
 TINY = ["--hidden", 3, "--embedding", 3, "--batch-size", 2, "--bptt", 5]
@@ -148,9 +148,7 @@ def tried(folder: Path, text: bytes, encoding: str, codes: Counter[int]) -> str 
     return next((f"{what}: {r}" for r in results if (what := flaw(r))), None)
 
 
-@pytest.mark.parametrize(
-    "name", [*list(SPECIAL)[:-1], pytest.param(list(SPECIAL)[-1], marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", [*list(SPECIAL)[:-1], *slowly(list(SPECIAL)[-1])])
 def test_special_texts(folder: Path, name: str) -> None:
     for encoding in ("utf-8", "bytes"):
         assert tried(folder, SPECIAL[name], encoding, Counter()) is None
@@ -369,9 +367,7 @@ def test_options(folder: Path, promise: Promise) -> None:
     assert min(codes[0], codes[1], codes[2]) > 30
 
 
-@pytest.mark.parametrize(
-    "count", [40, pytest.param(400, marks=pytest.mark.slow)], ids=["some", "many"]
-)
+@pytest.mark.parametrize("count", [40, *slowly(400)], ids=["some", "many"])
 @pytest.mark.usefixtures("model")
 def test_names(folder: Path, count: int, promise: Promise) -> None:
     """Any word as a text, a checkpoint or a run's folder, beside valid ones."""
@@ -405,10 +401,7 @@ def test_names(folder: Path, count: int, promise: Promise) -> None:
 HUGE = ("1e39", "1" + "0" * 30, "1" + "0" * 400, "2147483647", "100000000")
 
 
-@pytest.mark.parametrize(
-    "value",
-    ["0", "-1", "nan", "inf", *(pytest.param(huge, marks=pytest.mark.slow) for huge in HUGE)],
-)
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", *slowly(*HUGE)])
 @pytest.mark.parametrize(
     ("name", "option"),
     [

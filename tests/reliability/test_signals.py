@@ -30,7 +30,7 @@ import charrnn.storage.checkpoint
 import charrnn.storage.runfolder
 from charrnn.commands.stopping import Stopped, StopSignals
 from charrnn.storage.checkpoint import Checkpoint, load
-from tests.conftest import ENVIRONMENT, PATIENCE, command, make_prose, run_cli
+from tests.conftest import ENVIRONMENT, PATIENCE, command, make_prose, run_cli, slowly
 from tests.reliability.conftest import Promise
 from tests.reliability.processes import finish, fork
 from tests.reliability.runs import whole_state
@@ -273,13 +273,7 @@ def test_a_signal_in_a_validation(book: Path, tmp_path: Path, number: signal.Sig
     assert saved["validated_step"] is None
 
 
-@pytest.mark.parametrize(
-    "number",
-    [
-        signal.SIGINT,
-        *(pytest.param(one, marks=pytest.mark.slow) for one in (signal.SIGTERM, signal.SIGHUP)),
-    ],
-)
+@pytest.mark.parametrize("number", [signal.SIGINT, *slowly(signal.SIGTERM, signal.SIGHUP)])
 def test_a_signal_in_a_save(
     book: Path, tmp_path: Path, number: signal.Signals, promise: Promise
 ) -> None:
@@ -587,14 +581,14 @@ def endless_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 @pytest.mark.parametrize(
     "words",
     [
-        pytest.param(words, marks=marks, id=words[0])
-        for words, marks in (
-            (("train", "--resume", "--steps", "200", "--run"), pytest.mark.slow),
-            (("evaluate", "--part", "valid"), pytest.mark.slow),
-            (("inspect", "--part", "train", "--only", "pace"), pytest.mark.slow),
-            (("sample", "--length", "0"), ()),
-        )
+        *slowly(
+            ("train", "--resume", "--steps", "200", "--run"),
+            ("evaluate", "--part", "valid"),
+            ("inspect", "--part", "train", "--only", "pace"),
+        ),
+        ("sample", "--length", "0"),
     ],
+    ids=lambda words: words[0],
 )
 def test_a_signal_while_c_is_compiled_leaves_nothing(
     words: tuple[str, ...],
